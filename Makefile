@@ -1,0 +1,64 @@
+# The commands of the project. `make demo` and `make test` are all a newcomer needs.
+PYTHON ?= python3
+PY := .venv/bin/python
+TORCH := $(shell grep '^torch==' constraints.txt)
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test setup check lint types format bench clean
+.DEFAULT_GOAL := demo
+
+demo: setup ## skeletons on moving people, within minutes
+	@mkdir -p out
+	$(PY) run_stream.py demo --save out/demo.mp4 --jsonl out/demo.jsonl
+	@echo "overlay video: out/demo.mp4"
+	@echo "poses:         out/demo.jsonl  (one message of schema pose/1 a line, see docs/schema.md)"
+
+test: setup ## the whole test suite
+	$(PY) -m pytest
+
+check: lint types test ## what CI runs
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: setup
+	.venv/bin/mypy
+
+format: setup
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: setup ## the figures of docs/performance.md
+	for bench in benchmarks/bench_*.py; do $(PY) $$bench || exit 1; done
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "posestream needs Python 3.11 or newer; got $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -m venv .venv \
+	  || { echo "cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
+	$(PY) -m pip install --quiet --upgrade pip
+	@# Without an NVIDIA card PyTorch's CPU build will do (0.2 GB instead of 3 GB), where its index answers.
+	@if command -v nvidia-smi >/dev/null; then \
+	  echo "NVIDIA driver found: installing $(TORCH) with CUDA"; $(PY) -m pip install --quiet $(TORCH); \
+	elif $(PY) -c 'import urllib.request as u; u.urlopen("$(TORCH_CPU_INDEX)/torch/", timeout=5)' 2>/dev/null; then \
+	  echo "no NVIDIA driver: installing $(TORCH), CPU build"; \
+	  $(PY) -m pip install --quiet $(TORCH) --index-url $(TORCH_CPU_INDEX); \
+	else \
+	  echo "no NVIDIA driver, and PyTorch's CPU index does not answer: installing $(TORCH) as it comes"; \
+	  $(PY) -m pip install --quiet $(TORCH); \
+	fi
+	$(PY) -m pip install --quiet --constraint constraints.txt '.[cpu,dev]'
+	@# Where libGL is missing (servers, containers) only the headless OpenCV can be imported.
+	@$(PY) -c 'import cv2' 2>/dev/null || { \
+	  echo "cv2 cannot be imported (libGL is missing): installing opencv-python-headless instead; --show will not work"; \
+	  $(PY) -m pip uninstall --quiet --yes opencv-python && \
+	  $(PY) -m pip install --quiet "opencv-python-headless==$$(sed -n 's/^opencv-python==//p' constraints.txt)" && \
+	  $(PY) -c 'import cv2'; }
+	@rm -rf build *.egg-info
+	@touch $@
+
+clean:
+	rm -rf .venv out build .mypy_cache .ruff_cache .pytest_cache .hypothesis

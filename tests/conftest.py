@@ -1,0 +1,31 @@
+"""Rules for the whole suite: in CI a skipped test is a failed test, unless it needs a GPU."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+_unexpected_skips: list[str] = []
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """tests/data: outputs of the published code on small inputs."""
+    return Path(__file__).parent / "data"
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail") and "gpu" not in report.keywords:
+        _unexpected_skips.append(f"{report.nodeid}: {report.longreprtext}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _unexpected_skips and os.environ.get("CI") == "true":
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _unexpected_skips and os.environ.get("CI") == "true":
+        terminalreporter.section("skipped in CI, which counts as failed (see .ci/system-packages)")
+        for skip in _unexpected_skips:
+            terminalreporter.write_line(skip)
