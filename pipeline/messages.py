@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+
 from kernels.preprocess import bgr_from_planes
 
 PixelFormat = Literal["bgr24", "rgb24", "yuv420p", "nv12"]

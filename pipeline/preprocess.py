@@ -1,0 +1,176 @@
+"""Frames -> network input: which size, which map, and one kernel call for each picture.
+
+Frames of one network size travel as one batch. Geometry is that of the upright picture: a turned
+frame is resized as its planes lie, and the small result is turned, which costs less than turning
+planes and keeps chroma where it was. Pixels are the business of kernels.preprocess; this file knows
+nothing of networks but their input's size and normalisation.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels.preprocess import capped_size, invert, net_from_image, network_size, preprocess
+from pipeline.messages import Frame, NetInput
+
+logger = logging.getLogger(__name__)
+
+_GEOMETRIES_KEPT = 64
+"""Picture sizes whose geometry is remembered; a folder of photographs may bring any number."""
+
+
+class Geometry(NamedTuple):
+    """How pictures of one size and rotation become network input."""
+
+    net_size: tuple[int, int]
+    """(H, W)."""
+    image_from_net: np.ndarray
+    """(2, 3) float64, to the upright picture."""
+    tile_size: tuple[int, int]
+    """(H, W) before turning: of the network input as the planes lie."""
+    tile_from_planes: np.ndarray
+    """(2, 3) float64, from plane pixels to pixels of that tile."""
+
+
+class Preprocess:
+    """Makes the network input of a batch of frames."""
+
+    def __init__(
+        self,
+        *,
+        input_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size_multiple: int = 64,
+        canvas: tuple[int, int] | None = None,
+        prefilter: bool = True,
+        max_long_side: int = 2048,
+    ) -> None:
+        """Take the settings of the network and of the stream.
+
+        Args:
+            input_size: short side of the network input; the long side follows the picture.
+            mean, std: (3,) of RGB / 255, as the network was trained.
+            size_multiple: both sides are multiples of it.
+            canvas: (H, W) of every network input, pictures letterboxed; input_size is then unused.
+            prefilter: widen the resize filter where a picture shrinks below one half.
+            max_long_side: a picture so elongated that its network input would be longer is
+                shrunk until it fits (and a warning says so), so that it cannot stop a stream.
+        """
+        self._input_size = input_size
+        self._size_multiple = size_multiple
+        self._canvas = canvas
+        self._max_long_side = max_long_side
+        self._mean, self._std = tuple(mean), tuple(std)
+        self._prefilter = prefilter
+        self._geometry = lru_cache(maxsize=_GEOMETRIES_KEPT)(self._find_geometry)
+
+    def __call__(self, frames: Sequence[Frame]) -> Iterator[NetInput]:
+        """One NetInput for each network size, in the order in which sizes first appear."""
+        by_size: dict[tuple[int, int], list[Frame]] = {}
+        for frame in frames:
+            geometry = self._geometry(frame.size, frame.rotation)
+            by_size.setdefault(geometry.net_size, []).append(frame)
+        for net_size, group in by_size.items():
+            yield self._batch(net_size, tuple(group))
+
+    def _batch(self, net_size: tuple[int, int], frames: tuple[Frame, ...]) -> NetInput:
+        started = time.perf_counter()
+        # Fresh for each batch: inference may still read the one before.
+        images = np.empty((len(frames), 3, *net_size), np.float32)
+        for frame, image in zip(frames, images, strict=True):
+            self._fill(image, frame)
+        geometries = [self._geometry(frame.size, frame.rotation) for frame in frames]
+        return NetInput(
+            frames=frames,
+            images=images,
+            image_from_net=np.stack([geometry.image_from_net for geometry in geometries]),
+            stage_ms={"preprocess": (time.perf_counter() - started) * 1e3},
+        )
+
+    def _fill(self, image: np.ndarray, frame: Frame) -> None:
+        """Write one frame's network input (3, H, W) into its place in the batch."""
+        if not frame.has_pixels:
+            raise ValueError(f"{frame!r} carries no pixels; preprocess must run where they are")
+        lying = frame.planes[0].shape[:2]
+        upright = lying[::-1] if frame.rotation in (90, 270) else lying
+        if upright != frame.size:
+            raise ValueError(
+                f"{frame!r} says size {frame.size}, but its planes turned by {frame.rotation} "
+                f"degrees are {upright}"
+            )
+        geometry = self._geometry(frame.size, frame.rotation)
+        tile = preprocess(
+            frame.planes,
+            pixel_format=frame.pixel_format,
+            color_space=frame.color_space,
+            full_range=frame.full_range,
+            net_from_image=geometry.tile_from_planes,
+            net_size=geometry.tile_size,
+            mean=self._mean,
+            std=self._std,
+            prefilter=self._prefilter,
+            out=None if frame.rotation else image,
+        )
+        if frame.rotation:
+            image[:] = np.rot90(tile, k=-frame.rotation // 90, axes=(1, 2))
+
+    def _find_geometry(self, size: tuple[int, int], rotation: int) -> Geometry:
+        net_size, letterbox = self._net_size(size)
+        matrix = net_from_image(size, net_size, letterbox=letterbox)
+        turned = rotation in (90, 270)
+        return Geometry(
+            net_size=net_size,
+            image_from_net=invert(matrix),
+            tile_size=net_size[::-1] if turned else net_size,
+            tile_from_planes=lying_map(matrix, size=size, net_size=net_size, rotation=rotation),
+        )
+
+    def _net_size(self, size: tuple[int, int]) -> tuple[tuple[int, int], bool]:
+        """(H, W), and whether the picture is letterboxed into it."""
+        if self._canvas is not None:
+            return self._canvas, True
+        try:
+            net_size = network_size(
+                size,
+                input_size=self._input_size,
+                size_multiple=self._size_multiple,
+                max_long_side=self._max_long_side,
+            )
+        except ValueError as reason:
+            capped = capped_size(
+                size, max_long_side=self._max_long_side, size_multiple=self._size_multiple
+            )
+            logger.warning("%s; until then it shrinks to fit %dx%d", reason, capped[1], capped[0])
+            return capped, True
+        return net_size, False
+
+
+def lying_map(
+    net_from_image: np.ndarray, *, size: tuple[int, int], net_size: tuple[int, int], rotation: int
+) -> np.ndarray:
+    """The map of the planes as they lie onto a tile that, turned upright, is the network input.
+
+    Turning both sides of a map that scales and shifts leaves a map that scales and shifts: axes
+    swap, and an axis that turns round counts its shift from the other end.
+
+    Args:
+        net_from_image: (2, 3) of the upright picture; size (h, w) and net_size (H, W) likewise.
+        rotation: clockwise degrees that turn the planes upright: 0, 90, 180 or 270.
+    Returns:
+        (2, 3) float64, from plane pixels to pixels of the tile.
+    """
+    factor, (shift_x, shift_y) = net_from_image[0, 0], net_from_image[:, 2]
+    far_x = net_size[1] - 1 - shift_x - factor * (size[1] - 1)
+    far_y = net_size[0] - 1 - shift_y - factor * (size[0] - 1)
+    shifts = {
+        0: (shift_x, shift_y),
+        90: (shift_y, far_x),
+        180: (far_x, far_y),
+        270: (far_y, shift_x),
+    }[rotation]
+    return np.array([[factor, 0.0, shifts[0]], [0.0, factor, shifts[1]]])
