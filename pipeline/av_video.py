@@ -1,0 +1,196 @@
+"""PyAV's side of decoding: an open container -> pictures, and FFmpeg's errors -> plain words.
+
+    container --demux--> packet --decode--> AVFrame --planes_of--> Picture (views, nothing copied)
+
+A packet that cannot be decoded is counted and skipped; the stream goes on behind it. This file
+knows nothing of sources, names, pace or reconnecting (decoder.py), and never opens anything.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import av
+import av.container
+import av.error
+import numpy as np
+from av.video.plane import VideoPlane
+from av.video.reformatter import ColorRange, VideoReformatter
+
+from pipeline.messages import ColorSpace, PixelFormat
+
+BACKEND_ERRORS = (av.error.FFmpegError, OSError)
+"""Whatever PyAV raises for broken input or a broken connection."""
+
+# What messages.Frame can carry as it is. The yuvj names are FFmpeg's old word for full range.
+_CARRIED: dict[str, PixelFormat] = {
+    "yuv420p": "yuv420p",
+    "yuvj420p": "yuv420p",
+    "nv12": "nv12",
+    "bgr24": "bgr24",
+    "rgb24": "rgb24",
+}
+_HD_HEIGHT = 720  # untagged video from here on is BT.709, below BT.601
+# AVColorSpace (H.273 table 4): 1 BT.709, 7 SMPTE 240M and 9, 10 BT.2020 lie near it;
+# 4 FCC, 5 BT.470BG and 6 SMPTE 170M are BT.601.
+_COLOR_SPACES: dict[int, ColorSpace] = {
+    1: "bt709", 7: "bt709", 9: "bt709", 10: "bt709", 4: "bt601", 5: "bt601", 6: "bt601",
+}  # fmt: skip
+
+
+class Picture(NamedTuple):
+    """One decoded picture, not yet numbered; the fields mean what they mean in messages.Frame."""
+
+    planes: tuple[np.ndarray, ...]
+    pixel_format: PixelFormat = "bgr24"
+    color_space: ColorSpace = "bt601"
+    full_range: bool = False
+    rotation: int = 0
+    pts_seconds: float | None = None
+    image_name: str = ""
+
+
+class VideoReader:
+    """Decodes the video of one open container. Belongs to the thread that opened the container."""
+
+    def __init__(self, container: av.container.InputContainer, *, threads: str) -> None:
+        """
+        Args:
+            container: just opened, with a video stream.
+            threads: FFmpeg's thread type. AUTO for files; NONE for live sources, for the others
+                hold pictures back (frame threads) or never flag damaged ones (slice threads).
+        """
+        self._container = container
+        self._stream = container.streams.video[0]
+        self._stream.thread_type = threads
+        # One for all frames: frame.reformat() would build a new conversion for each of them.
+        self._reformatter = VideoReformatter()
+        self._num_packets = 0
+        self._first_dts: int | None = None
+        self._read_seconds = 0.0
+        self.num_damaged = 0
+        """Packets that could not be decoded."""
+
+    @property
+    def fps(self) -> float | None:
+        """Nominal frames a second."""
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        return float(rate) if rate else None
+
+    @property
+    def num_frames(self) -> int | None:
+        """As the header states it, else reckoned from the duration."""
+        seconds = (self._container.duration or 0) / av.time_base
+        return self._stream.frames or round(seconds * (self.fps or 0)) or None
+
+    @property
+    def is_cut_off(self) -> bool:
+        """True where the end came before what the header states: FFmpeg reports no error."""
+        if self._stream.frames:
+            # FFmpeg may lump a damaged packet together with the next one.
+            return self._num_packets + self.num_damaged < self._stream.frames
+        return self._read_seconds < self._promised_seconds - 0.5
+
+    def pictures(self, stopped: threading.Event) -> Iterator[Picture]:
+        """Decode to the end, or until stopped. What an error while reading leaves behind in the
+        decoder comes out first; then the error is raised.
+
+        Raises:
+            BACKEND_ERRORS: the connection was lost, or the file cannot be read any further.
+        """
+        packets = self._container.demux(self._stream)
+        while not stopped.is_set():
+            try:
+                packet = next(packets, None)
+            except BACKEND_ERRORS:
+                yield from map(self._picture, self._stream.codec_context.decode(None))
+                raise
+            if packet is None:
+                return
+            yield from map(self._picture, self._decode(packet))
+
+    @property
+    def _promised_seconds(self) -> float:
+        """Length that the header states for the video itself, not for its sound; 0 if none."""
+        if self._stream.duration and self._stream.time_base:
+            return float(self._stream.duration * self._stream.time_base)
+        # Matroska has it as a tag.
+        words = re.fullmatch(
+            r"(\d+):(\d+):(\d+(?:\.\d+)?)", self._stream.metadata.get("DURATION", "")
+        )
+        return 3600 * int(words[1]) + 60 * int(words[2]) + float(words[3]) if words else 0.0
+
+    def _decode(self, packet: av.Packet[av.VideoStream]) -> list[av.VideoFrame]:
+        if packet.dts is not None:  # the last one has none: it flushes the decoder
+            self._num_packets += 1
+            self._first_dts = packet.dts if self._first_dts is None else self._first_dts
+            ticks = packet.dts + (packet.duration or 0) - self._first_dts
+            self._read_seconds = float(ticks * packet.time_base)
+        try:
+            return packet.decode()
+        except av.error.InvalidDataError:
+            self.num_damaged += 1
+            return []
+
+    def _picture(self, frame: av.VideoFrame) -> Picture:
+        # PyAV states the turn counter-clockwise; a crooked one is taken for the nearest quarter.
+        # Both are read before the conversion, which does not keep them.
+        rotation = round(-frame.rotation / 90) % 4 * 90
+        pts_seconds = frame.time
+        if frame.format.name not in _CARRIED:
+            pixel_format = "bgr24" if frame.format.is_rgb else "yuv420p"
+            frame = self._reformatter.reformat(frame, format=pixel_format)
+        return Picture(
+            planes=planes_of(frame),
+            pixel_format=_CARRIED[frame.format.name],
+            color_space=color_space_of(frame),
+            full_range=frame.color_range == ColorRange.JPEG or "yuvj" in frame.format.name,
+            rotation=rotation,
+            pts_seconds=pts_seconds,
+        )
+
+
+def planes_of(frame: av.VideoFrame) -> tuple[np.ndarray, ...]:
+    """Views of the decoder's own memory, uint8, rows padded; each keeps that memory alive."""
+    if frame.format.name in ("bgr24", "rgb24"):
+        return (_plane(frame.planes[0], 3),)
+    if frame.format.name == "nv12":
+        return _plane(frame.planes[0], 1), _plane(frame.planes[1], 2)
+    return tuple(_plane(plane, 1) for plane in frame.planes)
+
+
+def _plane(plane: VideoPlane, channels: int) -> np.ndarray:
+    """(height, width), or (height, width, channels) where there are several."""
+    shape = (plane.height, plane.width, channels)
+    strides = (plane.line_size, channels, 1)
+    view: np.ndarray = np.ndarray(shape, np.uint8, buffer=memoryview(plane), strides=strides)
+    return view if channels > 1 else view[..., 0]
+
+
+def color_space_of(frame: av.VideoFrame) -> ColorSpace:
+    """The matrix the frame is tagged with; untagged, HD is BT.709 and anything smaller BT.601."""
+    guess: ColorSpace = "bt709" if frame.height >= _HD_HEIGHT else "bt601"
+    return _COLOR_SPACES.get(int(frame.colorspace), guess)
+
+
+def redact(text: object) -> str:
+    """The text without what might be a password in a URL: FFmpeg's own messages hold whole URLs.
+
+    Everything between `//` and the last `@` of a word goes (a password may hold raw slashes), and
+    so do the values of query-like parameters named after secrets.
+    """
+    without_user = re.sub(r"([A-Za-z][\w+.-]*://)\S*@", r"\1***@", str(text))
+    return re.sub(
+        r"(?i)\b(user(?:name)?|usr|pass(?:word|wd)?|pwd|token|key|secret|auth)=[^&\s/'\"]*",
+        r"\1=***",
+        without_user,
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in FFmpeg's or the system's own words, without any URL."""
+    words = getattr(error, "strerror", None) or str(error)
+    return redact(words[:1].lower() + words[1:])
