@@ -1,0 +1,140 @@
+"""HigherHRNet (Cheng et al. 2020): heatmaps and tags at 1/4, one deconvolution a finer level.
+
+                         .-- heatmaps, tags 1/4 --.
+    picture - backbone --+--- features 1/4 -------+-concat- deconvolution - blocks - heatmaps 1/2
+
+The same heads on another backbone make the small net (higher_mobile). Without a deconvolution it is
+the bottom-up HRNet of the paper's table 3. How levels are averaged is left to nets.aggregation.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nets.aggregation import LevelAggregation, Maps, choose_levels
+from nets.blocks import Upsampler, initialise
+from nets.hrnet import W32, HRNet, HRNetSettings
+from nets.mobile_fpn import (
+    MobileFpn,
+    MobileFpnSettings,
+    SeparableConv,
+    initialise_without_norms,
+)
+
+BackboneSettings = HRNetSettings | MobileFpnSettings
+
+
+@dataclass(frozen=True)
+class HigherHRNetSettings:
+    """A backbone and the heads on it. The defaults are the published network."""
+
+    backbone: BackboneSettings = W32
+    deconvs: int = 1
+    """Deconvolutions, each one level more: 0, 1 or 2 (table 3)."""
+    residual_blocks: int = 4
+    """Basic blocks after each deconvolution: 0 to 4 (table 3)."""
+    concatenate: bool = True
+    """Whether a deconvolution sees the predictions below it beside the features (table 3)."""
+    aggregation: LevelAggregation = "on"
+    """Which levels the decode averages: see nets.aggregation.choose_levels."""
+    deconv_channels: int = 0
+    """Channels after a deconvolution; 0: as many as the backbone's features, as published."""
+    separable_head: int = 0
+    """0: the 1/4 level is one 1x1 convolution, as published. Else SeparableHead of that width."""
+
+
+class HigherHRNetOutput(NamedTuple):
+    """Raw predictions: no activation, except the sigmoid of a SeparableHead's heatmaps."""
+
+    heatmaps: tuple[Tensor, ...]
+    """(B, K, H/4, W/4), then one of twice the size for each deconvolution."""
+    tags: Tensor
+    """(B, K, H/4, W/4)."""
+
+
+class LinearHead(nn.Module):
+    """One 1x1 convolution from features (B, C, h, w) to heatmaps and tags, each (B, K, h, w)."""
+
+    def __init__(self, channels: int, num_keypoints: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2 * num_keypoints, 1)
+        initialise(self)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        heatmaps, tags = self.conv(features).chunk(2, dim=1)
+        return heatmaps, tags
+
+
+class SeparableHead(nn.Module):
+    """MoveNet's heads: separable convolutions, then 1x1 to heatmaps (with a sigmoid) and to tags.
+
+    Tags read what the heatmaps read and a branch of their own, which MoveNet used for regression.
+    """
+
+    def __init__(self, channels: int, num_keypoints: int, *, width: int) -> None:
+        super().__init__()
+        self.heatmap_branch = SeparableConv(channels, width)
+        self.tag_branch = SeparableConv(channels, width)
+        initialise_without_norms(self)
+        self.heatmaps = nn.Conv2d(width, num_keypoints, 1)
+        self.tags = nn.Conv2d(2 * width, num_keypoints, 1)
+        for last in (self.heatmaps, self.tags):
+            nn.init.normal_(last.weight, std=0.01)
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]  # typed as optional
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        of_heatmaps = self.heatmap_branch(features)
+        of_tags = torch.cat([of_heatmaps, self.tag_branch(features)], dim=1)
+        return torch.sigmoid(self.heatmaps(of_heatmaps)), self.tags(of_tags)
+
+
+class HigherHRNet(nn.Module):
+    """Pictures (B, 3, H, W) -> HigherHRNetOutput; H and W are multiples of 32."""
+
+    def __init__(self, settings: HigherHRNetSettings, *, num_keypoints: int = 17) -> None:
+        super().__init__()
+        self.settings = settings
+        self.num_keypoints = num_keypoints
+        channels = settings.backbone.channels
+        self.backbone = build_backbone(settings.backbone)
+        self.first_head = (
+            SeparableHead(channels, num_keypoints, width=settings.separable_head)
+            if settings.separable_head
+            else LinearHead(channels, num_keypoints)
+        )
+        self.upsamplers = nn.ModuleList()
+        self.higher_heads = nn.ModuleList()
+        predicted = 2 * num_keypoints
+        for _ in range(settings.deconvs):
+            inputs = channels + predicted if settings.concatenate else channels
+            channels = settings.deconv_channels or channels
+            self.upsamplers.append(
+                Upsampler(inputs, channels, residual_blocks=settings.residual_blocks)
+            )
+            self.higher_heads.append(nn.Conv2d(channels, num_keypoints, 1))
+            predicted = num_keypoints  # tags are predicted at 1/4 only
+        initialise(self.upsamplers, self.higher_heads)
+
+    def forward(self, images: Tensor) -> HigherHRNetOutput:
+        features = self.backbone(images)  # (B, C, H/4, W/4)
+        heatmaps, tags = self.first_head(features)
+        levels, predicted = [heatmaps], [heatmaps, tags]
+        for upsampler, head in zip(self.upsamplers, self.higher_heads, strict=True):
+            if self.settings.concatenate:
+                features = torch.cat([features, *predicted], dim=1)
+            features = upsampler(features)  # twice the size
+            predicted = [head(features)]
+            levels += predicted
+        return HigherHRNetOutput(tuple(levels), tags)
+
+    def maps(self, output: HigherHRNetOutput) -> Maps:
+        """What the decode reads of an output."""
+        levels = choose_levels(output.heatmaps, self.settings.aggregation)
+        return Maps(levels, output.tags.unsqueeze(-1))
+
+
+def build_backbone(settings: BackboneSettings) -> HRNet | MobileFpn:
+    """Both end at features (B, settings.channels, H/4, W/4)."""
+    return HRNet(settings) if isinstance(settings, HRNetSettings) else MobileFpn(settings)
