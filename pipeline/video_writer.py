@@ -1,0 +1,181 @@
+"""Pictures -> an H.264 file that keeps their times and survives a kill.
+
+    picture -> fitted into the file's size -> YUV -> encoder -> .mp4 or .mkv
+    frame's times -> ticks of the file --------------^
+
+Knows nothing of people: what is on the pictures is the caller's business.
+"""
+
+from __future__ import annotations
+
+import logging
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from av.video.frame import PictureType, VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+
+from pipeline.messages import Frame
+from pipeline.outputs import check_output_file
+
+logger = logging.getLogger(__name__)
+
+_TICKS_PER_SECOND = 90_000
+_JUMP_SECONDS = 2.0  # between two frames: no longer the same clock
+
+# A killed process leaves whole fragments (mp4) or clusters (mkv), each begun by a keyframe and
+# written out at once; closed cleanly, hybrid_fragmented turns the file into a plain mp4.
+_CONTAINER_OPTIONS = {
+    ".mp4": {"movflags": "hybrid_fragmented+frag_keyframe", "flush_packets": "1"},
+    ".mkv": {"cluster_time_limit": "1000", "flush_packets": "1"},
+}
+VIDEO_SUFFIXES = tuple(_CONTAINER_OPTIONS)
+
+# Without B-frames (bf=0) encoding takes two thirds of the CPU time and the file starts at time 0;
+# it grows by a seventh. Every thread holds a frame back, which a kill would cost.
+_ENCODER_OPTIONS = {"preset": "veryfast", "crf": "23", "bf": "0", "threads": "4"}
+
+
+class VideoWriter:
+    """Pictures of one source as H.264, each shown at its own time.
+
+    Frames keep their presentation times, so a dropped frame is a pause and the speed is right.
+    The first picture gives the size (made even, as yuv420p needs it); a picture of another size
+    is fitted into it with black bars.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Check the path; the file is made with the first picture.
+
+        Raises:
+            ValueError: the file cannot be written there, or is neither .mp4 nor .mkv.
+        """
+        check_output_file(path, suffixes=VIDEO_SUFFIXES)
+        self._path = path
+        self._encoder: _Encoder | None = None
+        self._clock = _FileClock()
+        self._size = (0, 0)  # (height, width) of the pictures that come
+
+    def write(self, image_bgr: np.ndarray, frame: Frame) -> None:
+        """Append a picture.
+
+        Args:
+            image_bgr: (height, width, 3) uint8.
+            frame: whose times it has.
+        """
+        size = image_bgr.shape[0], image_bgr.shape[1]
+        if self._encoder is None:
+            even = size[0] + size[0] % 2, size[1] + size[1] % 2
+            self._encoder = _Encoder(self._path, even)
+        elif size != self._size:
+            logger.info("%s: pictures are now %dx%d, fitted in", self._path, size[1], size[0])
+        self._size = size
+        self._encoder.write(_fitted(image_bgr, self._encoder.size), self._clock.ticks(frame))
+
+    def close(self) -> None:
+        """Finish the file; may be called again."""
+        encoder, self._encoder = self._encoder, None
+        if encoder is not None:
+            encoder.close()
+
+
+class _Encoder:
+    """An open file with one H.264 stream of a fixed, even size."""
+
+    def __init__(self, path: Path, size: tuple[int, int]) -> None:
+        self.size = size
+        hd = size[0] >= 720  # where players take untagged video for BT.709
+        self._colorspace = Colorspace.ITU709 if hd else Colorspace.ITU601
+        self._reformatter = VideoReformatter()
+        self._keyframe_due = 0  # ticks
+
+        suffix = path.suffix.lower()
+        self._container = av.open(str(path), "w", options=_CONTAINER_OPTIONS[suffix])
+        self._stream = self._container.add_stream("libx264", options=_ENCODER_OPTIONS)
+        codec = self._stream.codec_context
+        codec.height, codec.width = size
+        codec.pix_fmt = "yuv420p"
+        codec.time_base = Fraction(1, _TICKS_PER_SECOND)
+        self._stream.time_base = codec.time_base
+        codec.color_range = ColorRange.MPEG
+        # ITU-T H.273: 1 is BT.709, 6 is BT.601 with 525 lines.
+        codec.colorspace = codec.color_primaries = codec.color_trc = 1 if hd else 6
+
+    def write(self, image_bgr: np.ndarray, ticks: int) -> None:
+        picture = VideoFrame.from_ndarray(image_bgr, format="bgr24")
+        frame = self._reformatter.reformat(
+            picture,
+            format="yuv420p",
+            dst_colorspace=self._colorspace,
+            dst_color_range=ColorRange.MPEG,
+        )
+        frame.pts = ticks
+        frame.time_base = Fraction(1, _TICKS_PER_SECOND)
+        frame.pict_type = PictureType.NONE
+        if ticks >= self._keyframe_due:
+            # By time, not by count: a slow camera too loses at most a second when killed.
+            frame.pict_type = PictureType.I
+            self._keyframe_due = ticks + _TICKS_PER_SECOND
+        self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        try:
+            self._container.mux(self._stream.encode(None))
+        finally:
+            self._container.close()
+
+
+class _FileClock:
+    """Frame times -> ticks of the file: from 0, strictly increasing, at the source's speed."""
+
+    def __init__(self) -> None:
+        self._last: Frame | None = None
+        self._seconds = 0.0  # place of the last frame in the file
+        self._ticks = -1
+        self._frame_seconds = 1 / 30  # from one frame of the source to its next, lately
+
+    def ticks(self, frame: Frame) -> int:
+        if self._last is not None:
+            self._seconds += self._seconds_between(self._last, frame)
+        self._last = frame
+        self._ticks = max(self._ticks + 1, round(self._seconds * _TICKS_PER_SECOND))
+        return self._ticks
+
+    def _seconds_between(self, last: Frame, frame: Frame) -> float:
+        """By the source's own clock, unless that is missing or jumped (reconnect, looped file)."""
+        elapsed = (frame.captured_ns - last.captured_ns) / 1e9
+        num_frames = max(1, frame.index - last.index)
+        without_clock = elapsed if frame.live else num_frames * self._frame_seconds
+        if frame.pts_seconds is None or last.pts_seconds is None:
+            return without_clock
+        step = frame.pts_seconds - last.pts_seconds
+        if step <= -_JUMP_SECONDS or (frame.live and abs(step - elapsed) > _JUMP_SECONDS):
+            return without_clock
+        if step > 0:  # else repeated or swapped: the next frame makes up for it
+            self._frame_seconds = step / num_frames
+        return step
+
+
+def _fitted(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The picture at a given (height, width): whole, undistorted, centred, black around it.
+
+    One row or column less than wanted (odd sizes) is repeated rather than scaled.
+    """
+    height, width = image_bgr.shape[:2]
+    missing_rows, missing_columns = size[0] - height, size[1] - width
+    if 0 <= missing_rows <= 1 and 0 <= missing_columns <= 1:
+        if missing_rows or missing_columns:
+            border = (0, missing_rows, 0, missing_columns)
+            return np.asarray(cv2.copyMakeBorder(image_bgr, *border, cv2.BORDER_REPLICATE))
+        return image_bgr
+    scale = min(size[0] / height, size[1] / width)
+    inside = max(1, round(height * scale)), max(1, round(width * scale))
+    canvas = np.zeros((*size, 3), dtype=np.uint8)
+    top, left = (size[0] - inside[0]) // 2, (size[1] - inside[1]) // 2
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    resized = cv2.resize(image_bgr, (inside[1], inside[0]), interpolation=how)
+    canvas[top : top + inside[0], left : left + inside[1]] = resized
+    return canvas
