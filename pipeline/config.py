@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,7 +33,7 @@ class SourceConfig(_Settings):
 
     input: str
     """File, folder of images, camera index, rtsp/http URL, `demo` or `testsrc`."""
-    name: str | None = None
+    name: Annotated[str, Field(min_length=1, pattern=r"^[^/\x00]+$")] | None = None
     """Word for it in messages and file names; by default made from the input."""
     transport: Literal["tcp", "udp"] = "tcp"
     """RTSP transport."""
@@ -57,7 +57,7 @@ class PreprocessConfig(_Settings):
     prefilter: bool = True
     """Widen the resize filter when a picture shrinks below one half (evaluation does not)."""
     max_long_side: Annotated[int, Field(ge=64)] = 2048
-    """Longest network input; a very elongated picture is refused with this line."""
+    """Longest network input; a more elongated picture shrinks to fit, with a warning."""
 
 
 class InferenceConfig(_Settings):
@@ -105,6 +105,8 @@ class OverlayConfig(_Settings):
     """.mp4 or .mkv; with several sources the source's name is put before the suffix."""
     picture: bool = True
     """False draws the skeletons on black."""
+    min_keypoint_score: Fraction = 0.1
+    """Keypoints below it are not drawn; messages hold them all."""
 
 
 class RecorderConfig(_Settings):
@@ -133,7 +135,7 @@ class ViewerConfig(_Settings):
 
 
 class QueuesConfig(_Settings):
-    """Where the stream is cut into processes: `inproc` (not at all), `ipc`, or `tcp://host:port`.
+    """Where the stream is cut into processes: `inproc` (nowhere), `ipc` or `tcp://host:port`.
 
     With ipc and tcp the stages on the far side of a cut are another process; run_stream.py starts
     it, unless `--part` says that each part is started by hand (several machines). Over tcp the
@@ -148,10 +150,13 @@ class QueuesConfig(_Settings):
     @field_validator("frames", "poses")
     @classmethod
     def _known_transport(cls, cut: str) -> str:
-        host, _, port = cut.removeprefix("tcp://").rpartition(":")
-        if cut in ("inproc", "ipc") or (cut.startswith("tcp://") and host and port.isdigit()):
+        transport, _, address = cut.partition("://")
+        host, _, port = address.rpartition(":")
+        if cut in ("inproc", "ipc") or (transport == "ipc" and address):
             return cut
-        raise ValueError("must be inproc, ipc or tcp://host:port")
+        if transport == "tcp" and host and port.isdecimal():
+            return cut
+        raise ValueError("must be inproc, ipc, ipc:///path or tcp://host:port")
 
 
 class StreamConfig(_Settings):
@@ -170,36 +175,52 @@ class StreamConfig(_Settings):
     queues: QueuesConfig = QueuesConfig()
 
 
-def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> StreamConfig:
-    """Read a YAML file and `key.subkey=value` overrides, in that order.
+def load_config(
+    path: Path | None = None,
+    *,
+    sources: Sequence[str] = (),
+    every_source: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> StreamConfig:
+    """Put a configuration together; what comes later wins.
 
     Args:
         path: YAML file; None starts from the defaults.
-        overrides: for example `["poses.refine=off", "preprocess.input_size=384"]`; values are YAML.
+        sources: inputs, in place of the file's.
+        every_source: settings for each source, for example `{"max_frames": 100}`.
+        settings: values by dotted name, for example `{"inference.engine": "torch"}`.
+        overrides: `name=value` texts, for example `"poses.refine=off"`; values are YAML.
     Raises:
         ConfigError: one line that names the file or key, what was got and what is expected.
     """
-    settings = {} if path is None else _read_yaml(path)
+    tree = {} if path is None else _read_yaml(path)
+    if sources:
+        tree["sources"] = list(sources)
+    for name, value in (settings or {}).items():
+        _put(tree, name, value)
     for override in overrides:
-        _override(settings, override)
-    return make_config(settings)
-
-
-def make_config(settings: dict[str, Any]) -> StreamConfig:
-    """Check settings as read from YAML; sources may be plain strings."""
-    settings = dict(settings)
-    sources = settings.get("sources", ())
-    if isinstance(sources, str):
-        sources = [sources]
-    if isinstance(sources, list | tuple):
-        settings["sources"] = [
-            {"input": str(source)} if isinstance(source, str | int) else source
-            for source in sources
-        ]
+        name, equals, text = override.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set takes key=value, got {override!r}; e.g. poses.refine=off")
+        _put(tree, name, _yaml_value(name, text))
+    tree["sources"] = _source_list(tree.get("sources", []), every_source or {})
     try:
-        return StreamConfig.model_validate(settings)
+        return StreamConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
+
+
+def _source_list(sources: Any, every_source: Mapping[str, Any]) -> Any:
+    """A source may be a plain string; anything else that is no list is left to the validation."""
+    if isinstance(sources, str | int):
+        sources = [sources]
+    if not isinstance(sources, list):
+        return sources
+    return [
+        {**(source if isinstance(source, dict) else {"input": str(source)}), **every_source}
+        for source in sources
+    ]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -217,20 +238,21 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _override(settings: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set takes key=value, got {override!r}; for example poses.refine=off")
+def _yaml_value(name: str, text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
-    *parents, last = key.split(".")
-    for parent in parents:
-        settings = settings.setdefault(parent, {})
-        if not isinstance(settings, dict):
-            raise ConfigError(f"--set {key}: {parent} is not a group of settings")
-    settings[last] = value
+        raise ConfigError(f"setting {name!r}: {text!r} is not a YAML value") from None
+
+
+def _put(tree: dict[str, Any], name: str, value: Any) -> None:
+    """Set a value by its dotted name."""
+    *groups, last = name.split(".")
+    for group in groups:
+        tree = tree.setdefault(group, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"setting {name!r}: {group!r} is not a group of settings")
+    tree[last] = value
 
 
 def _one_line(error: ValidationError) -> str:

@@ -1,0 +1,94 @@
+"""The line that a user sees while a stream runs, and the summary at its end. Reads stats alone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.logging import RichHandler
+from rich.table import Table
+
+from pipeline.decoder import Source
+from pipeline.stats import SourceSnapshot, Stats
+
+_console = Console(stderr=True)
+
+
+def start_logging(*, quiet: bool) -> None:
+    """Log lines go to standard error, above the progress line; quiet leaves warnings and errors."""
+    handler = RichHandler(
+        console=_console, show_path=False, show_time=False, highlighter=None, markup=False
+    )
+    logging.basicConfig(
+        level=logging.WARNING if quiet else logging.INFO,
+        format="%(message)s",
+        handlers=[handler],
+        force=True,
+    )
+
+
+class Progress:
+    """Shows how each source does, four times a second, where there is a terminal to show it on."""
+
+    def __init__(self, stats: Stats, sources: Sequence[Source], *, quiet: bool) -> None:
+        self._stats = stats
+        self._totals = {source.name: source.num_frames for source in sources}
+        self._quiet = quiet
+        self._started = time.monotonic()
+        self._live = Live(
+            console=_console, get_renderable=self._table, refresh_per_second=4, transient=True
+        )
+
+    def __enter__(self) -> Self:
+        if not self._quiet and _console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+        if not self._quiet:
+            for line in self._summary():
+                _console.print(line, highlight=False, markup=False)
+
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for name, source in self._stats.snapshot()["sources"].items():
+            table.add_row(name, *self._cells(name, source, source["fps"]))
+        return table
+
+    def _cells(self, name: str, source: SourceSnapshot, fps: float) -> list[str]:
+        total = self._totals.get(name)
+        median_ms = source["latency_ms"].get("p50")
+        dropped = sum(source["dropped"].values())
+        return [
+            f"frame {source['results']}" + (f" of {total}" if total else ""),
+            f"{fps:.1f} fps",
+            "" if median_ms is None else f"{median_ms:.0f} ms",
+            f"{source['people']} people",
+            f"{dropped} dropped" if dropped else "",
+            "" if source["state"] in ("", "running", "ended") else source["state"],
+        ]
+
+    def _summary(self) -> list[str]:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        snapshot = self._stats.snapshot()
+        lines = []
+        for name, source in snapshot["sources"].items():
+            drops = ", ".join(f"{count} {reason}" for reason, count in source["dropped"].items())
+            lines.append(
+                f"{name}: {source['results']} frames in {seconds:.1f} s, "
+                f"{source['results'] / seconds:.1f} fps, latency "
+                f"{source['latency_ms'].get('p50', 0.0):.0f} ms (p95 "
+                f"{source['latency_ms'].get('p95', 0.0):.0f})"
+                + (f", dropped: {drops}" if drops else "")
+            )
+        stages = ", ".join(
+            f"{name} {stage['p50_ms']:.1f}" for name, stage in snapshot["stages"].items()
+        )
+        if stages:
+            lines.append(f"median ms by stage: {stages}")
+        return lines

@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Sources in, poses out: parses the command line, builds the stream, runs it. No logic."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """\
+examples:
+  run_stream.py demo --save out/demo.mp4        a moving picture that needs no camera
+  run_stream.py clip.mp4 --save poses.mp4       skeletons drawn over a video
+  run_stream.py clip.mp4 --jsonl poses.jsonl    poses as JSON lines (schema: docs/schema.md)
+  run_stream.py 0 --show                        webcam, in a window
+  run_stream.py rtsp://camera/live --publish tcp://127.0.0.1:5556
+  run_stream.py clip.mp4 --weights pose_higher_hrnet_w32_512.pth --save poses.mp4
+
+every setting has a name in pipeline/config.py; for what no option covers:
+  run_stream.py clip.mp4 --set poses.refine=off --set preprocess.max_long_side=1024
+
+exit codes: 0 done or stopped, 1 a stage failed, 2 bad input (one line says what and what to do)
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    # Imported here so that --help answers at once.
+    from pipeline.config import load_config
+    from pipeline.stream import run
+
+    try:
+        config = load_config(
+            options.config,
+            sources=options.sources,
+            every_source=_given(
+                pace=options.pace, loop=options.loop, max_frames=options.max_frames
+            ),
+            settings=_settings(options),
+            overrides=options.set,
+        )
+        return run(config, part=options.part, quiet=options.quiet)
+    except ValueError as error:
+        print(f"run_stream.py: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Multi-person pose from live video, in real time.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument_group("what goes in").add_argument
+    add(
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help="video or image file, folder of images, camera index, rtsp/http URL, demo or testsrc",
+    )
+    add("--config", type=Path, metavar="FILE", help="YAML with what differs from the defaults")
+    add("--max-frames", type=int, metavar="N", help="stop each source after N frames")
+    add("--pace", action="store_true", help="play files at their own speed, as a camera would")
+    add("--loop", action="store_true", help="start files again when they end")
+
+    add = parser.add_argument_group("network").add_argument
+    add("--weights", metavar="FILE", help="ours (.safetensors), official .pth, or mmpose 0.x")
+    add("--device", help="cpu, cuda, cuda:N; default: a card if there is one")
+    add("--engine", help="torch, openvino; default: the fastest there is")
+    add("--precision", help="fp32, bf16; default: bf16 where the hardware has it")
+    add("--input-size", metavar="N|WxH", help="short side in pixels, or one letterboxed canvas")
+    add("--flip-test", action="store_true", help="average with the mirrored picture; half speed")
+
+    add = parser.add_argument_group("what comes out").add_argument
+    add("--save", metavar="VIDEO", help="skeletons over the picture, .mp4 or .mkv")
+    add("--jsonl", metavar="FILE", help="poses, one JSON message a line; - is standard output")
+    add("--openpose", metavar="FOLDER", help="poses as OpenPose JSON, one file a frame")
+    add("--coco", metavar="FILE", help="poses as COCO keypoint results")
+    add("--publish", metavar="ENDPOINT", help="poses over ZeroMQ, for example tcp://127.0.0.1:5556")
+    add("--show", action="store_true", help="a window on this screen")
+
+    add = parser.add_argument_group("the rest").add_argument
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, by its name")
+    add(
+        "--part", choices=("sources", "network", "sinks"), help="run only this part of a cut stream"
+    )
+    add("--quiet", action="store_true", help="no progress line; warnings and errors only")
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given as options, by name."""
+    size = options.input_size
+    width, _, height = (size or "").partition("x")
+    return _given(
+        **{
+            "weights": options.weights,
+            "inference.device": options.device,
+            "inference.engine": options.engine,
+            "inference.precision": options.precision,
+            "inference.flip_test": options.flip_test,
+            "preprocess.input_size": size if not height else None,
+            "preprocess.canvas": (height, width) if height else None,
+            "overlay.path": options.save,
+            "recorder.jsonl": options.jsonl,
+            "recorder.openpose": options.openpose,
+            "recorder.coco": options.coco,
+            "publisher.endpoint": options.publish,
+            "viewer.show": options.show,
+        }
+    )
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Without those that were not on the command line."""
+    return {name: value for name, value in options.items() if value not in (None, False)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

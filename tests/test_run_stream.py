@@ -1,0 +1,232 @@
+"""The program as people run it: real processes, real signals, exit codes, what is left behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from pipeline import demo
+from run_stream import main
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.timeout(180)
+
+
+def run(*arguments: str | Path, timeout_seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run_stream.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+        check=False,
+    )
+
+
+@contextmanager
+def running(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_stream.py"), *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_lines(path: Path, count: int, *, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert time.monotonic() < deadline, f"{path} did not get {count} lines"
+        time.sleep(0.05)
+
+
+def messages_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def num_video_frames(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def segments_in_shared_memory() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("posestream")}
+
+
+def test_help_is_worth_reading() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    for word in ("SOURCE", "--weights", "--save", "--publish", "--set", "examples:", "exit codes:"):
+        assert word in result.stdout
+
+
+def test_demo_finds_the_people_where_they_are(tmp_path: Path) -> None:
+    """Real weights on real faces: the noses of the three copies move as the copies do."""
+    jsonl, video = tmp_path / "demo.jsonl", tmp_path / "demo.mp4"
+    result = run("demo", "--max-frames", "40", "--jsonl", jsonl, "--save", video)
+    assert result.returncode == 0, result.stderr
+    messages = messages_of(jsonl)
+    assert [message["frame"] for message in messages] == list(range(40))
+    assert num_video_frames(video) == 40
+    nose = (226.0, 122.0, 1.0)  # (x, y) in the photograph, by eye
+    found = total = 0
+    for message in messages:
+        noses = [person["keypoints"][0] for person in message["people"]]
+        for copy in demo.copies(message["frame"]):
+            x, y = copy.picture_from_astronaut @ nose
+            size_px = 512 * abs(copy.picture_from_astronaut[0, 0])
+            close = [abs(nx - x) + abs(ny - y) < 0.06 * size_px for nx, ny, _ in noses]
+            total += 1
+            found += any(close)
+    assert found >= 0.9 * total, f"{found} of {total} noses"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "no source given"),
+        (["missing.mp4"], "missing.mp4: no such file"),
+        (["{empty}"], "no images in this folder"),
+        (["{text}"], "text.mp4"),
+        (["demo", "--config", "missing.yaml"], "configuration missing.yaml cannot be read"),
+        (["demo", "--set", "poses.refin=off"], "did you mean 'poses.refine'?"),
+        (["demo", "--weights", "missing.pth"], "missing.pth"),
+        (["demo", "--weights", "{text}"], "text.mp4"),
+        (["demo", "--save", "missing/demo.mp4"], "missing"),
+        (["demo", "--save", "demo.gif"], ".mp4"),
+        (["demo", "--jsonl", "{same}", "--coco", "{same}"], "two outputs would write"),
+        (["demo", "--engine", "abacus"], "abacus"),
+        (["demo", "--publish", "tcp://nowhere"], "tcp://nowhere"),
+        (["demo", "--part", "network", "--set", "queues.frames=ipc"], "where the parts meet"),
+        (["rtsp://user:secret@", "--max-frames", "1"], "is not a URL"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], says: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.mp4").write_text("these are words\n" * 50)
+    names = {"empty": "empty", "text": "text.mp4", "same": "same.json"}
+    places = {word: str(tmp_path / name) for word, name in names.items()}
+    assert main([*(argument.format(**places) for argument in arguments), "--quiet"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("run_stream.py: ")
+    assert says in line
+    assert "secret" not in line
+
+
+def test_a_process_with_bad_input_prints_no_traceback(tmp_path: Path) -> None:
+    result = run("missing.mp4", "--jsonl", tmp_path / "p.jsonl")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "run_stream.py: missing.mp4: no such file or folder\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_finishes_the_files(tmp_path: Path, number: signal.Signals) -> None:
+    jsonl, video, coco = (tmp_path / name for name in ("p.jsonl", "p.mp4", "p.json"))
+    with running("demo", "--loop", "--jsonl", jsonl, "--save", video, "--coco", coco) as process:
+        wait_for_lines(jsonl, 20)
+        process.send_signal(number)
+        assert process.wait(30) == 0
+    num_messages = len(messages_of(jsonl))
+    assert num_messages >= 20
+    assert num_video_frames(video) == num_messages
+    assert json.loads(coco.read_text())
+
+
+def test_after_a_kill_what_was_written_is_readable(tmp_path: Path) -> None:
+    jsonl, video = tmp_path / "p.jsonl", tmp_path / "p.mp4"
+    with running("demo", "--loop", "--jsonl", jsonl, "--save", video) as process:
+        wait_for_lines(jsonl, 90)
+        process.kill()
+        process.wait(30)
+    assert len(messages_of(jsonl)) >= 90
+    assert num_video_frames(video) >= 30
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What an uncut stream says of the first frames of the demo."""
+    jsonl = tmp_path_factory.mktemp("whole") / "p.jsonl"
+    assert run("demo", "--max-frames", "12", "--jsonl", jsonl).returncode == 0
+    return messages_of(jsonl)
+
+
+@pytest.mark.parametrize(
+    "cuts", [("frames", "ipc"), ("poses", "ipc"), ("both", "ipc"), ("both", "tcp")], ids="-".join
+)
+def test_a_cut_stream_gives_the_same_poses(
+    tmp_path: Path, cuts: tuple[str, str], whole: list[dict[str, Any]]
+) -> None:
+    where, transport = cuts
+    ports = iter((_free_port(), _free_port()))
+    settings = [
+        f"queues.{cut}=" + ("ipc" if transport == "ipc" else f"tcp://127.0.0.1:{next(ports)}")
+        for cut in ("frames", "poses")
+        if where in (cut, "both")
+    ]
+    before = segments_in_shared_memory()
+    jsonl, video = tmp_path / "cut.jsonl", tmp_path / "cut.mp4"
+    options = [word for setting in settings for word in ("--set", setting)]
+    # The overlay's queue is the first of its cut, the recorder's the second: one port more.
+    result = run("demo", "--max-frames", "12", "--jsonl", jsonl, "--save", video, *options)
+    assert result.returncode == 0, result.stderr
+    assert [m["people"] for m in messages_of(jsonl)] == [m["people"] for m in whole]
+    assert [m["frame"] for m in messages_of(jsonl)] == list(range(12))
+    assert num_video_frames(video) == 12
+    assert segments_in_shared_memory() <= before
+
+
+def test_a_cut_stream_stops_in_order_and_tells_of_bad_input(tmp_path: Path) -> None:
+    cuts = ("--set", "queues.frames=ipc", "--set", "queues.poses=ipc")
+    jsonl = tmp_path / "p.jsonl"
+    with running("demo", "--loop", "--jsonl", jsonl, *cuts) as process:
+        wait_for_lines(jsonl, 10)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(40) == 0
+    frames = [message["frame"] for message in messages_of(jsonl)]
+    assert frames == list(range(len(frames)))
+
+    result = run("missing.mp4", "--jsonl", jsonl, *cuts)
+    assert result.returncode == 2
+    assert "missing.mp4: no such file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_parts_started_by_hand_meet(tmp_path: Path) -> None:
+    cut = ("--set", f"queues.frames=tcp://127.0.0.1:{_free_port()}")
+    jsonl = tmp_path / "p.jsonl"
+    with running("demo", "--max-frames", "12", "--part", "sources", *cut) as sources:
+        result = run("demo", "--part", "network", "--jsonl", jsonl, *cut)
+        assert result.returncode == 0, result.stderr
+        assert sources.wait(30) == 0
+    assert [message["frame"] for message in messages_of(jsonl)] == list(range(12))
+
+
+def test_poses_on_standard_output_are_nothing_but_poses() -> None:
+    result = run("demo", "--max-frames", "3", "--jsonl", "-")
+    assert result.returncode == 0
+    assert [json.loads(line)["frame"] for line in result.stdout.splitlines()] == [0, 1, 2]
+    assert re.search(r"demo: 3 frames in [\d.]+ s", result.stderr)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
