@@ -2,9 +2,11 @@
 
 The twins never run in parallel (the cores belong to the engine) and never with fastmath: the order
 of every float operation is part of their meaning. Compiled code is cached in the user's cache
-folder; a clone may be read-only or shared.
+folder (a clone may be read-only or shared), under a hash of this package: numba looks for changes in
+a function's own file alone, and a kernel calls those of other files.
 """
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 def _cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "posestream" / "numba"
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    version = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    return Path(base) / "posestream" / "numba" / version
 
 
 # numba reads this once, on import, so it must stand before the import below.
