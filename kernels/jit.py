@@ -2,8 +2,8 @@
 
 The twins never run in parallel (the cores belong to the engine) and never with fastmath: the order
 of every float operation is part of their meaning. Compiled code is cached in the user's cache
-folder (a clone may be read-only or shared), under a hash of this package: numba looks for changes in
-a function's own file alone, and a kernel calls those of other files.
+folder (a clone may be read-only or shared), under a hash of this package: numba looks for changes
+in a function's own file alone, and a kernel calls those of other files.
 """
 
 import hashlib
