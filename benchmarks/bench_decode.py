@@ -37,7 +37,7 @@ def main() -> None:
     print(f"device: cpu ({platform.processor() or platform.machine()}), ", end="")
     print(f"torch {torch.__version__} on {torch.get_num_threads()} threads, decode on one")
     print("shapes: levels (17, 128, 128) and (17, 256, 256), tags (17, 128, 128, 1), size 512x512")
-    print(f"compiled or loaded in {warm_up():.1f} s\n")
+    warm_up()
     print(f"{'people':>6} {'refine':>12} {'plain ms (p95)':>20} {'ours ms (p95)':>18} {'ratio':>8}")
     rows = [row for people in PEOPLE for row in measure(people, runs)]
     print(json.dumps({"benchmark": "decode", "device": "cpu", "size": [512, 512], "rows": rows}))

@@ -7,8 +7,6 @@ With its default settings decode is the published HigherHRNet evaluation to the 
 and the stream's hiding are settings, off unless asked for. This file knows nothing of networks.
 """
 
-import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -18,8 +16,6 @@ from numpy.typing import NDArray
 
 from kernels.grouping import People, group_people
 from kernels.peaks import FloatArray, average_levels, peaks_of_maps
-
-_log = logging.getLogger(__name__)
 
 _BODY_SHARE_OF_BOX = 0.53
 """Body area as a share of its box (CrowdPose evaluation code, which lacks segmented areas too)."""
@@ -214,14 +210,8 @@ def _only(people: People, keep: NDArray[np.bool_]) -> People:
     )
 
 
-def warm_up() -> float:
-    """Compile whatever decode runs, or load it from the cache; returns the seconds that took.
-
-    The first time on a machine this takes a while and is announced. Without it the first decode
-    does the same.
-    """
-    _log.info("preparing the pose decode (compiled once per machine, then cached)")
-    started = time.perf_counter()
+def warm_up() -> None:
+    """Compile whatever decode runs, or load it from the cache, as the first decode would."""
     skeleton = _TinySkeleton()
     low, high = np.zeros((2, 4, 4), np.float32), np.zeros((2, 8, 8), np.float32)
     low[0, 1, 1] = high[0, 3, 3] = 1.0  # one person whose second keypoint must be refined
@@ -229,9 +219,6 @@ def warm_up() -> float:
     for settings in (PUBLISHED, DecodeSettings(peaks_at="half", refine="quarter")):
         decode([low, high], tags, (16, 16), skeleton, settings)
         decode([high], tags, (16, 16), skeleton, settings)
-    seconds = time.perf_counter() - started
-    _log.info("the pose decode is ready after %.1f s", seconds)
-    return seconds
 
 
 @dataclass(frozen=True)

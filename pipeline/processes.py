@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -69,15 +68,15 @@ class Children:
 
     def __init__(self, config: StreamConfig, part: Part | None) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._folder: Path | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._asked_to_stop = False
         self.parts = parts_with(part or "network", config.queues)
         """Those that this process runs itself."""
         self.config = config
         """The configuration, every queue with its address."""
         if part is None and self.parts != PARTS:
-            self._folder = Path(tempfile.mkdtemp(prefix="posestream-"))  # for this user only
-            self.config = self._with_addresses(config)
+            self._folder = tempfile.TemporaryDirectory(prefix="posestream-")  # this user's alone
+            self.config = _with_addresses(config, self._folder.name)
         elif "ipc" in (config.queues.frames, config.queues.poses):
             raise ConfigError(
                 "with --part, say where the parts meet: for example "
@@ -116,20 +115,13 @@ class Children:
 
     def __enter__(self) -> Self:
         if self._folder is not None:
-            self._start(self._folder)
+            self._start(Path(self._folder.name))
         return self
 
     def __exit__(self, *_: object) -> None:
         self.wait()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _with_addresses(self, config: StreamConfig) -> StreamConfig:
-        cuts = {
-            name: f"ipc://{self._folder}/{name}" if cut == "ipc" else cut
-            for name, cut in config.queues.model_dump().items()
-        }
-        return config.model_copy(update={"queues": QueuesConfig(**cuts)})
+            self._folder.cleanup()
 
     def _start(self, folder: Path) -> None:
         path = folder / "stream.yaml"
@@ -150,6 +142,15 @@ class Children:
             )
             self._processes.append(process)
             _log.info("%s: process %d", " and ".join(parts), process.pid)
+
+
+def _with_addresses(config: StreamConfig, folder: str) -> StreamConfig:
+    """The same configuration with sockets in this folder for the cuts that only say ipc."""
+    cuts = {
+        name: f"ipc://{folder}/{name}" if cut == "ipc" else cut
+        for name, cut in config.queues.model_dump().items()
+    }
+    return config.model_copy(update={"queues": QueuesConfig(**cuts)})
 
 
 def is_orphan() -> bool:

@@ -161,7 +161,7 @@ class Stream:
             precision=config.inference.precision,
             threads=config.inference.threads,
         )
-        _log.info("kernels: loading (compiled once for each machine, which takes a minute)")
+        _log.info("kernels: loading (compiled once for each machine, which takes half a minute)")
         preprocess_kernels.warm_up()
         decode_kernels.warm_up()
         size = config.preprocess.input_size or model.input_size
@@ -281,10 +281,12 @@ class Stream:
             self._stop.set()
 
     def _is_stuck(self, children: Children | None) -> bool:
-        """Whether a child has failed and nothing moves any more."""
+        """Whether a child has failed and nothing moves, or never did, in this process."""
         if children is None or children.exit_code == 0:
             return False
         calls = sum(stage["calls"] for stage in self.stats.snapshot()["stages"].values())
+        if calls == 0:
+            return True
         if calls != self._calls_seen:
             self._calls_seen, self._moved_at = calls, time.monotonic()
         return time.monotonic() - self._moved_at > _SILENCE_SECONDS

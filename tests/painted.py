@@ -68,6 +68,9 @@ class PaintedOutput(NamedTuple):
 class PaintReader(nn.Module):
     """Reads painted pictures as HigherHRNet reads photographs: two heatmap levels, one of tags."""
 
+    codes: Tensor
+    """(K, 2): red and green of every keypoint."""
+
     def __init__(self) -> None:
         super().__init__()
         codes = torch.tensor([_red_green(k) for k in range(COCO.num_keypoints)])

@@ -256,7 +256,7 @@ def test_wrong_settings_are_refused(wrong: dict[str, object], message: str) -> N
 
 
 def test_after_warm_up_nothing_more_is_compiled() -> None:
-    assert warm_up() > 0
+    warm_up()
     compiled = [peaks._find, peaks._average, peaks._measure, peaks._adjust_full]
     compiled += [peaks._adjust_half, grouping._match, grouping._assemble, grouping._refine]
     before = [len(function.signatures) for function in compiled]  # type: ignore[attr-defined]

@@ -51,7 +51,10 @@ def test_off_in_yaml_is_the_mode_and_not_false(tmp_path: Path) -> None:
         (["poses.max_people=many"], "setting 'poses.max_people': Input should be a valid integer"),
         (["preprocess.canvas=[288, 510]"], "setting 'preprocess.canvas.1': "),
         (["poses.min_person_score=2"], "less than or equal to 1, got 2"),
-        (["queues.frames=udp://a:1"], "must be inproc, ipc, ipc:///path or tcp://host:port, got 'udp://a:1'"),
+        (
+            ["queues.frames=udp://a:1"],
+            "must be inproc, ipc, ipc:///path or tcp://host:port, got 'udp://a:1'",
+        ),
         (["no equals sign"], "--set takes key=value, got 'no equals sign'"),
         (["weights=a", "weights.name=b"], "setting 'weights.name': 'weights' is not a group"),
         (["poses.refine={"], "setting 'poses.refine': '{' is not a YAML value"),

@@ -6,7 +6,7 @@ import torch
 from nets.aggregation import Maps
 from pipeline.inference import Inference
 from pipeline.messages import Frame, NetInput
-from tests.painted import grid_people, paint, painted_model
+from tests.painted import PaintReader, grid_people, paint
 
 
 def batch_of(pictures: list[np.ndarray]) -> NetInput:
@@ -28,10 +28,9 @@ def batch_of(pictures: list[np.ndarray]) -> NetInput:
 
 
 def engine(images: torch.Tensor) -> Maps:
-    net = painted_model().net
+    reader = PaintReader().eval()
     with torch.inference_mode():
-        maps: Maps = net.maps(net(images))
-    return maps
+        return reader.maps(reader(images))
 
 
 def test_a_batch_keeps_its_companions() -> None:
