@@ -213,11 +213,19 @@ class Sender:
         if self._pump:
             self._pump.put(message)
             return
+        self.wait_until_wanted()
         assert self._outlet is not None
-        while not self._outlet.has_credit:
+        self._outlet.deliver(message)
+
+    def wait_until_wanted(self) -> None:
+        """Block until a message could leave at once (wait), or not at all (drop_oldest).
+
+        Raises:
+            Stopped: the stop event is set.
+        """
+        while self._outlet is not None and not self._outlet.has_credit:
             _raise_if_set(self._stop)
             self._outlet.service(_POLL_MS)
-        self._outlet.deliver(message)
 
     def close(self, *, timeout_seconds: float = _CLOSE_SECONDS) -> None:
         """Deliver the last message and END, then release everything.

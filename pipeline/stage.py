@@ -136,6 +136,9 @@ class Stage(threading.Thread):
             del message  # its pixels (a slot, over ipc) need not stay while the next is awaited
 
     def _receive(self, waiting: list[Receiver]) -> Message | Literal[End.END]:
+        # Nothing is taken before its result is wanted: of a live source it would only grow old.
+        for sender in self._senders:
+            sender.wait_until_wanted()
         if self._batch is None:
             return waiting[0].receive()
         return receive_any(waiting, self._batch)

@@ -182,9 +182,9 @@ class Stream:
             FindPoses(model.skeleton, decode_settings(config.poses, model)), self.stats
         )
         frames = [self._frames_queue(i) for i in range(len(config.sources))]
-        inputs, outputs = (
-            Queue(f"inproc://{self._number}-{name}") for name in ("inputs", "outputs")
-        )
+        # Live, a frame is taken only when the network is free, so that it is the newest.
+        inputs = Queue(f"inproc://{self._number}-inputs", ahead=not any(self._live))
+        outputs = Queue(f"inproc://{self._number}-outputs")
         self._add(
             "preprocess", preprocess, inputs=frames, outputs=[inputs],
             batch=min(len(frames), _MAX_BATCH),

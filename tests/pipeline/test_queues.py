@@ -480,7 +480,10 @@ def test_teardown_leaks_nothing(endpoint: Callable[[str], str], scheme: str) -> 
     before = files()
     run_once("wait")
     run_once("drop_oldest")
-    assert files() == before
+    deadline = time.monotonic() + 5  # what earlier tests left goes at its own time
+    while files() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert files() <= before
 
 
 # Shared memory
