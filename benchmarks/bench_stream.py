@@ -276,7 +276,6 @@ def bench_throughput(net: str, *, rounds: int, num_frames: int) -> Row:
         for frame in read_frames(clip, 8)
         for batch in loop.preprocess([frame])
     ]
-    runs: dict[str, list[Run]] = {}
     engine_ms: list[np.ndarray] = []
     with tempfile.TemporaryDirectory(prefix="posestream-") as folder:
         ways: dict[str, dict[str, Any]] = {
@@ -284,12 +283,16 @@ def bench_throughput(net: str, *, rounds: int, num_frames: int) -> Row:
             "stream --jsonl": {"recorder": {"jsonl": f"{folder}/poses.jsonl"}},
             "stream --save": {"overlay": {"path": f"{folder}/poses.mp4"}},
         }
-        for _ in range(rounds):
+        runs: dict[str, list[Run]] = {way: [] for way in ("loop", *ways)}
+        for number in range(rounds):
             engine_ms.append(engine_times(loop.engine, inputs, num_frames))
-            runs.setdefault("loop", []).append(loop.run(clip, num_frames))
-            for way, sinks in ways.items():
-                config = stream_config(clip, num_frames, **sinks)
-                runs.setdefault(way, []).append(run_stream(model, config))
+            # There and back again: what a machine that slowly changes does to one, it does to all.
+            for way in list(runs)[:: -1 if number % 2 else 1]:
+                if way == "loop":
+                    runs[way].append(loop.run(clip, num_frames))
+                else:
+                    config = stream_config(clip, num_frames, **ways[way])
+                    runs[way].append(run_stream(model, config))
     engine_fps = [1e3 / values.mean() for values in engine_ms]
     row = throughput_row(engine_fps, runs)
     row["engine"] = f"{loop.engine.name} {loop.engine.precision}"
@@ -502,12 +505,12 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--net", choices=NETS, nargs="+", default=NETS, help="default: both")
     add("--only", choices=SECTIONS, nargs="+", default=SECTIONS, help="default: all sections")
-    add("--rounds", type=int, default=5, help="of throughput")
-    add("--frames", type=int, default=150, help="of every run of throughput, beside the warm-up")
+    add("--rounds", type=int, default=6, help="of throughput")
+    add("--frames", type=int, default=100, help="of every run of throughput, beside the warm-up")
     add("--paced-frames", type=int, default=250)
     add("--overload-frames", type=int, default=1000)
     add("--memory-frames", type=int, default=5000)
-    add("--quick", action="store_true", help="a look in half a minute; its numbers say little")
+    add("--quick", action="store_true", help="a look in a minute; its numbers say little")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.frames, options.paced_frames = 1, 60, 75
