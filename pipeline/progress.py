@@ -20,15 +20,14 @@ _console = Console(stderr=True)
 
 def start_logging(*, quiet: bool) -> None:
     """Log lines go to standard error, above the progress line; quiet leaves warnings and errors."""
-    handler = RichHandler(
-        console=_console, show_path=False, show_time=False, highlighter=None, markup=False
-    )
-    logging.basicConfig(
-        level=logging.WARNING if quiet else logging.INFO,
-        format="%(message)s",
-        handlers=[handler],
-        force=True,
-    )
+    handler: logging.Handler
+    if _console.is_terminal:
+        handler = RichHandler(console=_console, show_path=False, show_time=False, markup=False)
+    else:  # a file or a service's journal: every message one line, however long
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    level = logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 class Progress:
@@ -52,7 +51,7 @@ class Progress:
         self._live.stop()
         if not self._quiet:
             for line in self._summary():
-                _console.print(line, highlight=False, markup=False)
+                _console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import pytest
 
 from pipeline import demo
 from run_stream import main
+from tests.rtsp_server import RtspServer, why_unavailable
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.timeout(180)
@@ -221,6 +224,67 @@ def test_poses_on_standard_output_are_nothing_but_poses() -> None:
     assert result.returncode == 0
     assert [json.loads(line)["frame"] for line in result.stdout.splitlines()] == [0, 1, 2]
     assert re.search(r"demo: 3 frames in [\d.]+ s", result.stderr)
+
+
+@pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable())
+def test_a_camera_is_published_to_whoever_subscribes(tmp_path: Path) -> None:
+    """RTSP in, ZeroMQ out; the camera dies and comes back, and nobody is told its password."""
+    clip = tmp_path / "clip.mp4"
+    write_demo_clip(clip)
+    endpoint = f"tcp://127.0.0.1:{_free_port()}"
+    subscriber = subprocess.Popen(
+        [sys.executable, str(ROOT / "examples" / "subscriber.py"), endpoint],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert subscriber.stdout is not None
+    seen: list[str] = []
+    reader = threading.Thread(target=seen.extend, args=(subscriber.stdout,), daemon=True)
+    reader.start()
+
+    def frames_seen() -> list[int]:
+        found = (re.match(r"127\.0\.0\.1 frame (\d+): ", line) for line in list(seen))
+        return [int(match[1]) for match in found if match]
+
+    def wait_for_more() -> None:
+        already, deadline = len(frames_seen()), time.monotonic() + 60
+        while len(frames_seen()) < already + 5:
+            assert time.monotonic() < deadline, "no more poses came"
+            time.sleep(0.05)
+
+    try:
+        with (
+            RtspServer(clip, user="me", password="geheim") as server,
+            running(server.url.replace("//", "//me:geheim@"), "--publish", endpoint) as process,
+        ):
+            wait_for_more()
+            server.kill()
+            server.start()
+            wait_for_more()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+            assert process.stderr is not None
+            log = process.stderr.read()
+    finally:
+        subscriber.kill()
+        subscriber.wait(10)
+        reader.join(10)
+    frames = frames_seen()
+    assert frames == sorted(set(frames))
+    assert any(" people" in line and " 0 people" not in line for line in seen)
+    assert "geheim" not in log + "".join(seen)
+
+
+def write_demo_clip(path: Path) -> None:
+    """Two seconds of the demo as a camera would send them, small."""
+    with av.open(str(path), "w") as container:
+        options = {"preset": "ultrafast", "tune": "zerolatency", "g": "15"}
+        stream = container.add_stream("libx264", rate=15, options=options)
+        stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
+        for index in range(30):
+            picture = cv2.resize(demo.picture(2 * index), (640, 360))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        container.mux(stream.encode())
 
 
 def _free_port() -> int:
