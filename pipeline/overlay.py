@@ -238,6 +238,15 @@ def picture(poses: Poses, *, on_black: bool = False) -> np.ndarray:
     return poses.frame.to_host()
 
 
+def drawn_picture(
+    poses: Poses, *, min_keypoint_score: float = 0.1, on_black: bool = False
+) -> np.ndarray:
+    """The poses drawn over their picture, or on black: what sinks for people to look at show."""
+    skeleton = SKELETONS[poses.skeleton]
+    image = picture(poses, on_black=on_black)
+    return draw_poses(image, poses, skeleton, min_keypoint_score=min_keypoint_score)
+
+
 class OverlayVideo:
     """The sink of `--save`: every source's pictures, drawn upon, in its own video file."""
 
@@ -248,14 +257,13 @@ class OverlayVideo:
         per_source: bool = False,
         min_keypoint_score: float = 0.1,
         on_black: bool = False,
-        boxes: bool = False,
     ) -> None:
         """Check the path; files are opened with the first frame, whose size they take.
 
         Args:
             path: .mp4 or .mkv; a file that is there will be replaced.
             per_source: put each source's name before the suffix; for more than one source.
-            min_keypoint_score, boxes: see draw_poses.
+            min_keypoint_score: see draw_poses.
             on_black: draw on black instead of the picture.
         Raises:
             ValueError: the file cannot be written there.
@@ -265,18 +273,13 @@ class OverlayVideo:
         self._writers: dict[str, VideoWriter] = {}
         self._min_keypoint_score = min_keypoint_score
         self._on_black = on_black
-        self._boxes = boxes
 
     def __call__(self, poses: Poses) -> None:
         source = poses.frame.source
         if source not in self._writers:
             self._writers[source] = VideoWriter(self._names.for_source(source))
-        image = draw_poses(
-            picture(poses, on_black=self._on_black),
-            poses,
-            SKELETONS[poses.skeleton],
-            min_keypoint_score=self._min_keypoint_score,
-            boxes=self._boxes,
+        image = drawn_picture(
+            poses, min_keypoint_score=self._min_keypoint_score, on_black=self._on_black
         )
         self._writers[source].write(image, poses.frame)
 

@@ -257,9 +257,10 @@ class Stream:
         with _StopRequest() as request, Progress(self.stats, self.sources, quiet=quiet):
             for stage in self._stages:
                 stage.start()
+            react = partial(self._react, request, children)
             while any(stage.is_alive() for stage in self._stages):
-                self._react(request, children)
-                self._wait(partial(self._react, request, children), request)
+                react()
+                self._wait(react, request)
             for stage in self._stages:
                 stage.join()
         if children is not None and self._stop.is_set():

@@ -18,9 +18,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from nets.skeletons import SKELETONS
 from pipeline.messages import Poses
-from pipeline.overlay import draw_poses, picture
+from pipeline.overlay import drawn_picture
 
 _ESCAPE = 27
 _WAIT_SECONDS = 0.02  # between looks at the keyboard
@@ -36,13 +35,12 @@ class Window:
         *,
         min_keypoint_score: float = 0.1,
         on_black: bool = False,
-        boxes: bool = False,
     ) -> None:
         """Make sure that a window can be opened.
 
         Args:
             title: of the windows, before the source's name.
-            min_keypoint_score, boxes: see pipeline.overlay.draw_poses.
+            min_keypoint_score: see pipeline.overlay.draw_poses.
             on_black: draw on black instead of the picture.
         Raises:
             ValueError: there is no screen, or OpenCV was built without windows.
@@ -51,19 +49,14 @@ class Window:
         self._title = title
         self._min_keypoint_score = min_keypoint_score
         self._on_black = on_black
-        self._boxes = boxes
         self._changed = threading.Condition()
         self._newest: dict[str, np.ndarray] = {}  # by window title
         self._ended = False
         self._shown: set[str] = set()  # used by the main thread only
 
     def __call__(self, poses: Poses) -> None:
-        image = draw_poses(
-            picture(poses, on_black=self._on_black),
-            poses,
-            SKELETONS[poses.skeleton],
-            min_keypoint_score=self._min_keypoint_score,
-            boxes=self._boxes,
+        image = drawn_picture(
+            poses, min_keypoint_score=self._min_keypoint_score, on_black=self._on_black
         )
         with self._changed:
             self._newest[f"{self._title}: {poses.frame.source}"] = image
