@@ -128,20 +128,36 @@ def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def add_tag_ramp(maps: Maps, ramp_px: float, stride: float) -> Maps:
-    """Add a ramp of position to the tags: (x + 0.35 y) * stride / ramp_px with x, y in tag pixels.
+    """Add tag_ramp to the tags (B, K, h, w, T) of Maps.
 
-    Nets that were trained with it bend the ramp to one value for each person, which a small net
-    learns far sooner than values out of nothing. It stays outside the network, in float32: half
-    precision cannot hold large ramps finely enough for the matching.
-
-    Args:
-        ramp_px: network-input pixels over which a tag rises by 1; 0 adds nothing.
-        stride: network-input pixels in a pixel of the tags, 4 for all nets here.
+    It stays outside the network, in float32: half precision cannot hold large ramps finely enough
+    for the matching.
     """
     if ramp_px <= 0:
         return maps
-    height, width = maps.tags.shape[2:4]
-    x = torch.arange(width, device=maps.tags.device, dtype=torch.float32)
-    y = torch.arange(height, device=maps.tags.device, dtype=torch.float32)
-    ramp = (x + _RAMP_SLOPE * y[:, None]) * (stride / ramp_px)  # (h, w)
-    return maps._replace(tags=maps.tags.float() + ramp[:, :, None])
+    height, width, numbers = maps.tags.shape[2:]
+    ramp = tag_ramp((height, width), numbers, ramp_px=ramp_px, stride=stride)
+    return maps._replace(tags=maps.tags.float() + ramp.to(maps.tags.device))
+
+
+def tag_ramp(size: tuple[int, int], numbers: int, *, ramp_px: float, stride: float) -> Tensor:
+    """A ramp of position for tags of T numbers: (h, w, T) float32.
+
+    With T = 2 it is (x, y) * stride / ramp_px with x, y in tag pixels, so that a net which bends
+    it to one value for each person tells where that person is. One number cannot hold both:
+    T = 1 is (x + 0.35 y) * stride / ramp_px, alike for people on one diagonal. Nets learn to bend
+    a ramp far sooner than values out of nothing.
+
+    Args:
+        ramp_px: network-input pixels over which a tag rises by 1.
+        stride: network-input pixels in a pixel of the tags, 4 for all nets here.
+    Raises:
+        ValueError: T is neither 1 nor 2.
+    """
+    if numbers not in (1, 2):
+        raise ValueError(f"a ramp is defined for tags of 1 or 2 numbers, got {numbers}")
+    height, width = size
+    x = torch.arange(width, dtype=torch.float32).expand(height, width)
+    y = torch.arange(height, dtype=torch.float32)[:, None].expand(height, width)
+    ramp = torch.stack([x, y], dim=-1) if numbers == 2 else (x + _RAMP_SLOPE * y)[:, :, None]
+    return ramp * (stride / ramp_px)

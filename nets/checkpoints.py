@@ -52,8 +52,8 @@ class Model:
     size_multiple: int
     """Both sides of the network input are multiples of it."""
     tag_ramp_px: float
-    """Where positive, (x + 0.35 y) / tag_ramp_px of the input pixel is added to every tag, in
-    float32 and outside the network (nets.aggregation.add_tag_ramp); 0 adds nothing."""
+    """Where positive, a ramp of position that rises by 1 over so many network-input pixels is added
+    to every tag, in float32 and outside the network (nets.aggregation.tag_ramp); 0 adds nothing."""
     weights_sha256: str
     """Hash of the weights; part of the key of every compiled model."""
     decode: dict[str, float] = field(default_factory=dict)
@@ -273,7 +273,7 @@ def _from_metadata(metadata: Mapping[str, str], sha256: str, path: Path) -> Mode
     """An unfilled model as the header of our file says."""
     try:
         name, skeleton = metadata["name"], SKELETONS[metadata["skeleton"]]
-        said = {key: json.loads(metadata[key]) for key in (*_habits(name), "settings", "decode")}
+        said = {key: json.loads(metadata[key]) for key in (*habits(name), "settings", "decode")}
         return Model(
             net=_empty_net(name, skeleton.num_keypoints, said.pop("settings")),
             name=name,
@@ -304,7 +304,7 @@ def _from_shapes(state: StateDict, sha256: str, path: Path, name: str | None) ->
         name, changes = _name_and_settings(state, path)
     num_keypoints = _num_keypoints(state, path)
     size = re.search(r"_(512|640)(?!\d)", path.name)
-    run = _habits(name)
+    run = habits(name)
     if size:
         run["input_size"] = int(size[1])
     return Model(
@@ -321,8 +321,8 @@ def _num_keypoints(state: StateDict, path: Path) -> int:
     for key in ("first_head.conv.bias", "coarse.head.conv.bias"):
         if key in state and len(state[key]) % 2 == 0:
             return len(state[key]) // 2
-    if "first_head.tags.bias" in state:
-        return len(state["first_head.tags.bias"])
+    if "first_head.heatmaps.bias" in state:
+        return len(state["first_head.heatmaps.bias"])
     raise ValueError(
         f"{path} has no 1/4 head with a heatmap and a tag for each keypoint; it begins with "
         f"{_first_few(list(state))}; pass weights of a net that nets.build_net knows"
@@ -380,9 +380,9 @@ def _count(state: StateDict, pattern: str) -> int:
     return len({match[1] for match in found if match})
 
 
-def _habits(name: str) -> dict[str, Any]:
+def habits(name: str) -> dict[str, Any]:
     """How weights of that net run where nothing else is said: as published, or as ours are made."""
-    habits = {
+    run = {
         "mean": (0.485, 0.456, 0.406),  # ImageNet
         "std": (0.229, 0.224, 0.225),
         "input_size": 512,
@@ -390,11 +390,11 @@ def _habits(name: str) -> dict[str, Any]:
         "tag_ramp_px": 0.0,
     }
     if name.endswith(("_lite", "_mobile")):
-        habits |= {"input_size": 256, "size_multiple": 32}
+        run |= {"input_size": 256, "size_multiple": 32}
     if name in NAMED and isinstance(NAMED[name].backbone, MobileFpnSettings):
         half = (0.5, 0.5, 0.5)  # MoveNet's -1..1
-        habits |= {"mean": half, "std": half, "tag_ramp_px": 32.0}
-    return habits
+        run |= {"mean": half, "std": half, "tag_ramp_px": 32.0}
+    return run
 
 
 # --- a model into a file -------------------------------------------------------------------------
@@ -433,7 +433,7 @@ def save_model(path: str | Path, model: Model, *, dtype: torch.dtype = torch.flo
         "num_keypoints": str(model.skeleton.num_keypoints),
         "settings": json.dumps(flat(model.net.settings)),
         "decode": json.dumps(model.decode),
-    } | {key: json.dumps(getattr(model, key)) for key in _habits(model.name)}
+    } | {key: json.dumps(getattr(model, key)) for key in habits(model.name)}
     _write_atomically(Path(path), save(tensors, metadata))
 
 
@@ -472,8 +472,8 @@ def random_model(name: str, *, num_keypoints: int = 17, seed: int = 0, **setting
         net=net.eval(),
         name=name,
         skeleton=skeleton_for(num_keypoints),
-        weights_sha256=_state_sha256(net.state_dict()),
-        **_habits(name),
+        weights_sha256=state_sha256(net.state_dict()),
+        **habits(name),
     )
 
 
@@ -490,7 +490,8 @@ def _randomise(net: nn.Module) -> None:
         norm.momentum = 0.1
 
 
-def _state_sha256(state: StateDict) -> str:
+def state_sha256(state: StateDict) -> str:
+    """Hash of names and values, the same however they are stored in a file."""
     digest = hashlib.sha256()
     for key, value in state.items():
         digest.update(key.encode())

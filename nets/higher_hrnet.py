@@ -43,6 +43,9 @@ class HigherHRNetSettings:
     """Channels after a deconvolution; 0: as many as the backbone's features, as published."""
     separable_head: int = 0
     """0: the 1/4 level is one 1x1 convolution, as published. Else SeparableHead of that width."""
+    tag_numbers: int = 1
+    """T: numbers that make up one tag. Published: 1; Newell et al. (2017) allow vectors. With 2, a
+    tag can say where its person is (nets.aggregation.add_tag_ramp)."""
 
 
 class HigherHRNetOutput(NamedTuple):
@@ -51,20 +54,21 @@ class HigherHRNetOutput(NamedTuple):
     heatmaps: tuple[Tensor, ...]
     """(B, K, H/4, W/4), then one of twice the size for each deconvolution."""
     tags: Tensor
-    """(B, K, H/4, W/4)."""
+    """(B, T * K, H/4, W/4): the first numbers of all K tags, then their second ones."""
 
 
 class LinearHead(nn.Module):
-    """One 1x1 convolution from features (B, C, h, w) to heatmaps and tags, each (B, K, h, w)."""
+    """One 1x1 convolution from features (B, C, h, w) to heatmaps (B, K, h, w) and tags."""
 
-    def __init__(self, channels: int, num_keypoints: int) -> None:
+    def __init__(self, channels: int, num_keypoints: int, *, tag_numbers: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, 2 * num_keypoints, 1)
+        self.num_keypoints = num_keypoints
+        self.conv = nn.Conv2d(channels, (1 + tag_numbers) * num_keypoints, 1)
         initialise(self)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        heatmaps, tags = self.conv(features).chunk(2, dim=1)
-        return heatmaps, tags
+        predicted = self.conv(features)
+        return predicted[:, : self.num_keypoints], predicted[:, self.num_keypoints :]
 
 
 class SeparableHead(nn.Module):
@@ -73,13 +77,15 @@ class SeparableHead(nn.Module):
     Tags read what the heatmaps read and a branch of their own, which MoveNet used for regression.
     """
 
-    def __init__(self, channels: int, num_keypoints: int, *, width: int) -> None:
+    def __init__(
+        self, channels: int, num_keypoints: int, *, width: int, tag_numbers: int = 1
+    ) -> None:
         super().__init__()
         self.heatmap_branch = SeparableConv(channels, width)
         self.tag_branch = SeparableConv(channels, width)
         initialise_without_norms(self)
         self.heatmaps = nn.Conv2d(width, num_keypoints, 1)
-        self.tags = nn.Conv2d(2 * width, num_keypoints, 1)
+        self.tags = nn.Conv2d(2 * width, tag_numbers * num_keypoints, 1)
         for last in (self.heatmaps, self.tags):
             nn.init.normal_(last.weight, std=0.01)
             nn.init.zeros_(last.bias)  # type: ignore[arg-type]  # typed as optional
@@ -100,13 +106,18 @@ class HigherHRNet(nn.Module):
         channels = settings.backbone.channels
         self.backbone = build_backbone(settings.backbone)
         self.first_head = (
-            SeparableHead(channels, num_keypoints, width=settings.separable_head)
+            SeparableHead(
+                channels,
+                num_keypoints,
+                width=settings.separable_head,
+                tag_numbers=settings.tag_numbers,
+            )
             if settings.separable_head
-            else LinearHead(channels, num_keypoints)
+            else LinearHead(channels, num_keypoints, tag_numbers=settings.tag_numbers)
         )
         self.upsamplers = nn.ModuleList()
         self.higher_heads = nn.ModuleList()
-        predicted = 2 * num_keypoints
+        predicted = (1 + settings.tag_numbers) * num_keypoints
         for _ in range(settings.deconvs):
             inputs = channels + predicted if settings.concatenate else channels
             channels = settings.deconv_channels or channels
@@ -132,7 +143,8 @@ class HigherHRNet(nn.Module):
     def maps(self, output: HigherHRNetOutput) -> Maps:
         """What the decode reads of an output."""
         levels = choose_levels(output.heatmaps, self.settings.aggregation)
-        return Maps(levels, output.tags.unsqueeze(-1))
+        numbers = output.tags.chunk(self.settings.tag_numbers, dim=1)
+        return Maps(levels, torch.stack(numbers, dim=-1))
 
 
 def build_backbone(settings: BackboneSettings) -> HRNet | MobileFpn:

@@ -16,6 +16,7 @@ from nets.aggregation import (
     average_stages,
     choose_levels,
     flip_test,
+    tag_ramp,
 )
 from nets.skeletons import COCO
 
@@ -144,6 +145,20 @@ def test_ramp_rises_by_one_over_its_length_and_is_float32() -> None:
     assert tags[0, :, 0, 8, 0].tolist() == [2.0, 2.0]  # 8 pixels of stride 4 are 32 px
     assert tags[0, 1, 8, 0, 0].item() == pytest.approx(1.35)
     assert add_tag_ramp(maps, ramp_px=0, stride=4) is maps
+
+
+def test_a_ramp_of_two_numbers_is_the_place() -> None:
+    maps = Maps((torch.zeros(1, 2, 5, 7),), torch.zeros(1, 2, 5, 7, 2))
+    tags = add_tag_ramp(maps, ramp_px=16, stride=4).tags
+    for y, x in ((0, 0), (3, 1), (4, 6)):
+        assert tags[0, 1, y, x].tolist() == [x / 4, y / 4]
+    # Unlike with one number, no two places are alike, also not on a diagonal.
+    assert len(tags[0, 0].reshape(-1, 2).unique(dim=0)) == 35
+
+
+def test_a_ramp_of_three_numbers_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 or 2 numbers, got 3"):
+        tag_ramp((2, 2), 3, ramp_px=8, stride=4)
 
 
 def test_only_the_tags_of_scale_1_are_used() -> None:

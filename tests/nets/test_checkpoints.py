@@ -296,6 +296,7 @@ def test_files_without_weights_are_refused(tmp_path: Path) -> None:
         ("higher_hrnet_w48", TINY | {"aggregation": "highest", "deconvs": 2}),
         ("double_higher_net_w32", TINY | {"fusion": "concatenation", "bridge_low": 1}),
         ("higher_mobile", {"width": 8, "pyramid": (16, 8, 8)}),
+        ("higher_mobile", {"width": 8, "pyramid": (16, 8, 8), "tag_numbers": 2}),
     ],
 )
 def test_saved_models_come_back_whole(name: str, settings: dict[str, Any], tmp_path: Path) -> None:

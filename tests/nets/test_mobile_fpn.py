@@ -93,6 +93,22 @@ def test_network_computes_what_its_definition_says() -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
 
 
+@pytest.mark.parametrize("separable_head", [0, 16])
+def test_tags_of_two_numbers_are_side_by_side(separable_head: int) -> None:
+    net = random_model("higher_mobile", width=8, tag_numbers=2, separable_head=separable_head).net
+    with torch.inference_mode():
+        output = net(torch.randn(2, 3, 64, 96))
+        maps = net.maps(output)  # type: ignore[operator]
+    assert output.heatmaps[0].shape == (2, 17, 16, 24)
+    assert output.tags.shape == (2, 34, 16, 24)
+    assert maps.tags.shape == (2, 17, 16, 24, 2)
+    for number in range(2):
+        for keypoint in (0, 16):
+            assert torch.equal(
+                maps.tags[:, keypoint, ..., number], output.tags[:, 17 * number + keypoint]
+            )
+
+
 def test_default_widths_are_those_of_movenet() -> None:
     with torch.device("meta"):
         net = MobileFpn(MobileFpnSettings())
