@@ -50,7 +50,7 @@ setup: .venv/.ready
 	  echo "no NVIDIA driver, and PyTorch's CPU index does not answer: installing $(TORCH) as it comes"; \
 	  $(PY) -m pip install --quiet $(TORCH); \
 	fi
-	$(PY) -m pip install --quiet --constraint constraints.txt '.[cpu,dev]'
+	$(PY) -m pip install --quiet --constraint constraints.txt '.[cpu,train,dev]'
 	@# Where libGL is missing (servers, containers) only the headless OpenCV can be imported.
 	@$(PY) -c 'import cv2' 2>/dev/null || { \
 	  echo "cv2 cannot be imported (libGL is missing): installing opencv-python-headless instead; --show will not work"; \

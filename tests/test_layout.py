@@ -11,8 +11,15 @@ ALLOWED = {
     "kernels": {"kernels"},
     "nets": {"nets"},
     "pipeline": {"pipeline", "kernels", "nets"},
+    "training": {"training", "kernels", "nets"},
 }
-ROOMS = {"run_stream", "pipeline", "kernels", "nets", "training", "benchmarks", "tests"}
+SCRIPTS = {
+    "run_stream": {"pipeline"},
+    "train": {"training"},
+    "evaluate": {"training", "pipeline", "kernels", "nets"},  # pipeline: for --through-stream
+    "export": {"nets"},
+}
+ROOMS = {*ALLOWED, *SCRIPTS, "benchmarks", "tests"}
 
 
 def _imports(path: Path) -> set[str]:
@@ -34,6 +41,12 @@ def test_imports_point_one_way(package: str) -> None:
         assert rooms <= ALLOWED[package], f"{path.relative_to(ROOT)} imports {rooms}"
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_import_what_is_below_them(script: str) -> None:
+    rooms = {name.split(".")[0] for name in _imports(ROOT / f"{script}.py")} & ROOMS
+    assert rooms <= SCRIPTS[script], f"{script}.py imports {rooms}"
+
+
 def test_only_queues_and_the_publisher_know_zeromq() -> None:
     users = {
         path.relative_to(ROOT).as_posix()
@@ -41,7 +54,8 @@ def test_only_queues_and_the_publisher_know_zeromq() -> None:
         for path in (ROOT / package).rglob("*.py")
         if any(name.split(".")[0] == "zmq" for name in _imports(path))
     }
-    assert users == {"pipeline/queues.py", "pipeline/publisher.py"}
+    publishing = {f"pipeline/{name}.py" for name in ("publisher", "admission", "curve")}
+    assert users == {"pipeline/queues.py", *publishing}
 
 
 def test_kernels_know_no_framework() -> None:

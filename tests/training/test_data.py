@@ -1,0 +1,447 @@
+"""Annotation files, image archives and what is supervised, on painted sets on disk."""
+
+import json
+import multiprocessing
+import pickle
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from nets.skeletons import COCO, CROWDPOSE
+from tests.painted import paint
+from tests.training.labelled import (
+    SIZE,
+    StoreKind,
+    annotation,
+    coco_tree,
+    people_of_picture,
+    tree_of,
+    write_json,
+    write_pictures,
+    write_set,
+    write_store,
+)
+from training.config import DatasetConfig
+from training.data import (
+    ImageError,
+    ImageStore,
+    LabelledImage,
+    Rle,
+    _region_of,
+    decode_rle,
+    find_images,
+    load_labelled_set,
+    merged_annotations,
+    supervised_pixels,
+)
+
+PERSON = people_of_picture(1, 1)[0]
+IMAGE = {"id": 1, "file_name": "1.png", "height": SIZE[0], "width": SIZE[1]}
+
+
+def loaded(folder: Path, tree: dict[str, Any], **settings: Any) -> LabelledImage:
+    """The first image of a tree, read from disk; its picture is never looked at."""
+    (folder / "images").mkdir(exist_ok=True)
+    config = DatasetConfig(annotations=write_json(folder / "some.json", tree), **settings)
+    return load_labelled_set(config, COCO).images[0]
+
+
+# --- reading labels ------------------------------------------------------------------------------
+
+
+def test_people_boxes_and_areas_are_those_of_the_file(tmp_path: Path) -> None:
+    some = load_labelled_set(DatasetConfig(annotations=write_set(tmp_path, 3)), COCO)
+    assert [image.image_id for image in some.images] == [1, 2, 3]
+    for image in some.images:
+        people = people_of_picture(image.image_id, 2)
+        np.testing.assert_allclose(image.keypoints[..., :2], people)
+        assert (image.keypoints[..., 2] == 2).all()
+        assert (image.boxes[:, :2] < people.min(axis=1)).all()
+        np.testing.assert_allclose(image.areas, image.boxes[:, 2] * image.boxes[:, 3])
+        np.testing.assert_array_equal(some.read(image), paint(SIZE, people))
+        assert (supervised_pixels(image) == 255).all()
+
+
+def test_crowdpose_has_14_keypoints_no_area_and_masks_nothing(tmp_path: Path) -> None:
+    tree = coco_tree(2, skeleton=CROWDPOSE)
+    tree["annotations"].append(annotation(99, 1, np.zeros((14, 3))))
+    write_json(tmp_path / "json" / "crowdpose_train.json", tree)
+    write_pictures(tmp_path / "images", tree)
+    config = DatasetConfig(annotations=tmp_path / "json" / "crowdpose_train.json")
+    some = load_labelled_set(config, CROWDPOSE)
+    assert some.store.path == tmp_path / "images"
+    image = some.images[0]
+    assert image.keypoints.shape == (2, 14, 3)
+    np.testing.assert_allclose(image.areas, 0.53 * image.boxes[:, 2] * image.boxes[:, 3])
+    assert (supervised_pixels(image) == 255).all()
+
+
+def test_v_zero_is_background_or_unknown_as_told(tmp_path: Path) -> None:
+    points = np.hstack([PERSON, np.full((17, 1), 2.0)])
+    points[[3, 8]] = 0
+    tree = tree_of([IMAGE], [annotation(1, 1, points)])
+    assert (loaded(tmp_path, tree).keypoints[0, [3, 8], 2] == 0).all()
+    unknown = loaded(tmp_path, tree, missing_keypoints="unknown").keypoints[0, :, 2]
+    assert (unknown[[3, 8]] == -1).all()
+    assert (np.delete(unknown, [3, 8]) == 2).all()
+
+
+def test_face_teacher_gives_only_points_that_are_sure_and_missing(tmp_path: Path) -> None:
+    points = np.hstack([PERSON, np.full((17, 1), 2.0)])
+    points[1:5] = 0
+    teacher = [[1, 2, 0.9], [3, 4, 0.5], [5, 6, 0.2], [7, 8, 0.3], [9, 10, 0.1]]
+    entry = annotation(1, 1, points) | {"face_teacher": np.ravel(teacher).tolist()}
+    taken = loaded(
+        tmp_path, tree_of([IMAGE], [entry]), min_face_score=0.3, missing_keypoints="unknown"
+    ).keypoints[0, :5]
+    np.testing.assert_allclose(taken[0], points[0])  # a human label stays
+    np.testing.assert_allclose(taken[[1, 3]], [(3, 4, 1), (7, 8, 1)])
+    assert (taken[[2, 4], 2] == -1).all()
+    nothing = entry | {"face_teacher": None}
+    untaught = loaded(tmp_path, tree_of([IMAGE], [nothing]), min_face_score=0.3)
+    assert (untaught.keypoints[0, 1:5, 2] == 0).all()
+
+
+def test_annotations_with_less_agreement_become_ignored_regions(tmp_path: Path) -> None:
+    good, bad = people_of_picture(1, 2)
+    entries = [annotation(1, 1, good) | {"agree": 0.8}, annotation(2, 1, bad) | {"agree": 0.4}]
+    image = loaded(tmp_path, tree_of([IMAGE], entries), min_agree=0.5)
+    np.testing.assert_allclose(image.keypoints[:, :, :2], [good])
+    assert image.ignore == (tuple(entries[1]["bbox"]),)
+
+
+# --- what is supervised --------------------------------------------------------------------------
+
+
+def test_ignore_boxes_and_people_without_keypoints_are_not_supervised(tmp_path: Path) -> None:
+    nobody = annotation(2, 1, np.zeros((17, 3))) | {"bbox": [100, 50, 20, 30]}
+    square = annotation(3, 1, np.zeros((17, 3)))
+    square["segmentation"] = [[200, 10, 220, 10, 220, 30, 200, 30], [250, 10, 260, 10, 260, 19]]
+    image_entry = IMAGE | {"ignore_boxes": [[5, 150, 10, 10], [290, 190, 50, 50], [-9, 0, 4, 4]]}
+    image = loaded(tmp_path, tree_of([image_entry], [annotation(1, 1, PERSON), nobody, square]))
+    assert len(image.keypoints) == 1
+    expected = np.full(SIZE, 255, np.uint8)
+    expected[150:160, 5:15] = 0
+    expected[190:, 290:] = 0
+    expected[50:80, 100:120] = 0
+    expected[10:31, 200:221] = 0
+    for y in range(10):
+        expected[10 + y, 250 + y : 261] = 0
+    got = supervised_pixels(image)
+    assert (got != expected).sum() < 15  # along the slanted edge of the triangle
+    np.testing.assert_array_equal(got[:, :245], expected[:, :245])
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_crowds_are_not_supervised(tmp_path: Path, compressed: bool) -> None:
+    inside = np.zeros(SIZE, np.uint8)
+    inside[20:90, 200:280] = 1
+    inside[150:, 3:5] = 1
+    crowd = annotation(2, 1, np.zeros((17, 3))) | {"iscrowd": 1}
+    crowd["segmentation"] = {"size": list(SIZE), "counts": run_lengths(inside)}
+    if compressed:
+        crowd["segmentation"]["counts"] = coco_mask.encode(np.asfortranarray(inside))[
+            "counts"
+        ].decode()
+    image = loaded(tmp_path, tree_of([IMAGE], [annotation(1, 1, PERSON), crowd]))
+    np.testing.assert_array_equal(supervised_pixels(image) == 0, inside == 1)
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """COCO's uncompressed run lengths, counted one pixel after the other."""
+    counts, value = [0], 0
+    for pixel in mask.T.ravel().tolist():
+        if pixel != value:
+            counts.append(0)
+            value = pixel
+        counts[-1] += 1
+    return counts
+
+
+@given(
+    st.integers(1, 30), st.integers(1, 40), st.integers(0, 2**31), st.sampled_from([0, 0.1, 0.5, 1])
+)
+def test_run_lengths_equal_those_of_pycocotools(h: int, w: int, seed: int, share: float) -> None:
+    mask = (np.random.default_rng(seed).random((h, w)) < share).astype(np.uint8)
+    text = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
+    entry = annotation(1, 1, np.zeros((17, 3)))
+    entry["segmentation"] = {"size": [h, w], "counts": text}
+    region = _region_of(entry, (h, w))
+    assert isinstance(region, Rle)
+    np.testing.assert_array_equal(region.counts, run_lengths(mask))
+    np.testing.assert_array_equal(decode_rle(region), mask == 1)
+
+
+def test_only_the_grown_box_is_supervised_where_others_have_no_labels(tmp_path: Path) -> None:
+    image_entry = IMAGE | {"other_people_unlabelled": True}
+    entry = annotation(1, 1, PERSON) | {"bbox": [50, 60, 40, 100]}
+    image = loaded(tmp_path, tree_of([image_entry], [entry]))
+    expected = np.zeros(SIZE, np.uint8)
+    expected[50:170, 46:94] = 255
+    np.testing.assert_array_equal(supervised_pixels(image), expected)
+    empty = loaded(tmp_path, tree_of([image_entry], [entry | {"agree": 0.1}]), min_agree=0.5)
+    assert not supervised_pixels(empty).any()
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+def stores(folder: Path, files: dict[str, bytes]) -> list[ImageStore]:
+    kinds: tuple[StoreKind, ...] = ("folder", "tar", "zip")
+    return [ImageStore(write_store(folder / "pictures", files, kind)) for kind in kinds]
+
+
+def pictures(count: int) -> dict[str, bytes]:
+    rng = np.random.default_rng(0)
+    return {
+        f"{number}.png": cv2.imencode(".png", rng.integers(0, 255, (20, 30, 3), np.uint8))[
+            1
+        ].tobytes()
+        for number in range(count)
+    }
+
+
+def test_folder_tar_and_zip_give_the_same_pictures(tmp_path: Path) -> None:
+    files = pictures(3)
+    for store in stores(tmp_path, files):
+        for name, data in files.items():
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            np.testing.assert_array_equal(store.read(name), picture)
+
+
+def test_archives_may_hold_a_folder_that_names_do_not_mention(tmp_path: Path) -> None:
+    plain = pictures(2)
+    in_folder = {f"train2017/{name}": data for name, data in plain.items()}
+    twins = in_folder | {"other/1.png": plain["0.png"]}
+    for kind in ("tar", "zip"):
+        store = ImageStore(write_store(tmp_path / "one", in_folder, kind))
+        np.testing.assert_array_equal(store.read("1.png"), store.read("train2017/1.png"))
+        ambiguous = ImageStore(write_store(tmp_path / "two", twins, kind))
+        assert ambiguous.read("0.png").size
+        with pytest.raises(ImageError, match=r"there is no image 1\.png"):
+            ambiguous.read("1.png")
+
+
+def test_grey_and_rotated_pictures_are_read_as_stored(tmp_path: Path) -> None:
+    grey = np.arange(600, dtype=np.uint16).reshape(20, 30).astype(np.uint8)
+    jpeg = cv2.imencode(".jpg", cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR))[1].tobytes()
+    # An EXIF header with orientation 6: turn by 90 degrees.
+    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    exif = b"Exif\0\0" + tiff
+    turned = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+    upright = cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR)
+    assert upright is not None
+    assert upright.shape == (30, 20, 3)
+    files = {"grey.png": cv2.imencode(".png", grey)[1].tobytes(), "turned.jpg": turned}
+    for store in stores(tmp_path, files):
+        np.testing.assert_array_equal(store.read("grey.png"), np.dstack([grey] * 3))
+        assert store.read("turned.jpg").shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("damage", ["empty", "no image", "cut"])
+def test_a_bad_image_is_named(tmp_path: Path, damage: str) -> None:
+    rng = np.random.default_rng(0)
+    jpeg = cv2.imencode(".jpg", rng.integers(0, 255, (90, 90, 3), np.uint8))[1].tobytes()
+    bad = {"empty": b"", "no image": b"<html>", "cut": jpeg[: len(jpeg) // 2]}[damage]
+    for store in stores(tmp_path, pictures(1) | {"bad.jpg": bad}):
+        with pytest.raises(ImageError, match=rf"bad\.jpg in {store.path}"):
+            store.read("bad.jpg")
+        assert store.read("0.png").size
+        with pytest.raises(ImageError, match=rf"no image gone\.jpg in {store.path}"):
+            store.read("gone.jpg")
+
+
+def test_a_folder_is_never_left(tmp_path: Path) -> None:
+    write_store(tmp_path, pictures(1))
+    inside = ImageStore(write_store(tmp_path / "inside", pictures(1)))
+    for name in ("../0.png", str(tmp_path / "0.png")):
+        with pytest.raises(ImageError, match="must lie inside"):
+            inside.read(name)
+
+
+def test_broken_archives_are_refused_at_once(tmp_path: Path) -> None:
+    kinds: dict[StoreKind, str] = {"tar": "no whole plain tar", "zip": "no whole zip"}
+    for kind, words in kinds.items():
+        path = write_store(tmp_path / "some", pictures(4), kind)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match=words):
+            ImageStore(path)
+        path.write_bytes(b"")
+        with pytest.raises(ValueError, match=f"{words}|holds no files"):
+            ImageStore(path)
+    with pytest.raises(ValueError, match=r"a folder, a \.tar or a \.zip"):
+        ImageStore(tmp_path / "gone.tar")
+
+
+def test_a_flipped_bit_in_a_zip_is_noticed(tmp_path: Path) -> None:
+    files = {name: bytes(500) + data for name, data in pictures(2).items()}
+    path = write_store(tmp_path / "some", files, "zip")
+    with zipfile.ZipFile(path) as archive:
+        offset = archive.infolist()[0].header_offset
+    data = bytearray(path.read_bytes())
+    data[offset + 100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="checksum"):
+        ImageStore(path).read("0.png")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("method", "kind"), [("fork", "tar"), ("fork", "zip"), ("spawn", "tar")])
+def test_stores_work_in_threads_and_workers(tmp_path: Path, method: str, kind: StoreKind) -> None:
+    files = pictures(20)
+    store = ImageStore(write_store(tmp_path / "some", files, kind))
+    expected = [store.read(name) for name in files]
+    with ThreadPoolExecutor(4) as threads:
+        np.testing.assert_array_equal(list(threads.map(store.read, files)), expected)
+    with multiprocessing.get_context(method).Pool(2 if method == "fork" else 1) as pool:
+        np.testing.assert_array_equal(pool.map(store.read, files, chunksize=1), expected)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(store)).read("0.png"), expected[0])
+
+
+# --- finding images ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images"),
+    [
+        ("a/some.json", "a/some"),
+        ("a/some.json", "a/some.tar"),
+        ("a/some.json", "a/some.zip"),
+        ("annotations/person_keypoints_val2017.json", "val2017"),
+        ("annotations/person_keypoints_val2017.json", "val2017.zip"),
+        ("annotations/person_keypoints_train2017.json", "images/train2017"),
+        ("json/crowdpose_test.json", "images"),
+        ("json/crowdpose_test.json", "images.zip"),
+        ("a/some.v2.json", "a/some.v2.tar"),
+    ],
+)
+def test_images_are_found_beside_the_annotations(
+    tmp_path: Path, annotations: str, images: str
+) -> None:
+    place = tmp_path / images
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.suffix in (".tar", ".zip"):
+        place.touch()
+    else:
+        place.mkdir()
+    assert find_images(tmp_path / annotations, None) == place
+
+
+def test_images_that_are_nowhere_are_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tried .*/person_keypoints_val2017\.tar.*/val2017"):
+        find_images(tmp_path / "annotations" / "person_keypoints_val2017.json", None)
+    with pytest.raises(ValueError, match=r"no folder or archive .*elsewhere"):
+        find_images(tmp_path / "a.json", tmp_path / "elsewhere")
+    write_set(tmp_path, 1)
+    config = DatasetConfig(annotations=tmp_path / "train.json", images=tmp_path / "train.json")
+    with pytest.raises(ValueError, match=r"a folder, a \.tar or a \.zip"):
+        load_labelled_set(config, COCO)
+
+
+# --- files that cannot be used -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"images": [], "annotations": []}, "lists no images"),
+        ([], "has no list `images`"),
+        ({"images": [IMAGE]}, "has no list `annotations`"),
+        (tree_of([IMAGE], [annotation(7, 1, PERSON[:14])]), "annotation 7 .* 42 numbers .* 51"),
+        (tree_of([IMAGE], [annotation(1, 5, PERSON)]), "for image 5, which is not listed"),
+        (tree_of([IMAGE, IMAGE], []), "2 images have the id 1"),
+        (tree_of([{"id": 1, "file_name": "a"}], []), "lacks the field 'height'"),
+        (tree_of([IMAGE], [annotation(3, 1, PERSON * np.nan)]), "annotation 3 .* no number"),
+        (
+            {"images": [IMAGE], "annotations": [{"id": 1, "image_id": 1, "bbox": [0, 0, 1, 1]}]},
+            "no annotation has keypoints",
+        ),
+        (
+            tree_of(
+                [IMAGE],
+                [
+                    annotation(4, 1, np.zeros((17, 3)))
+                    | {"iscrowd": 1, "segmentation": {"size": [9, 9], "counts": [81]}}
+                ],
+            ),
+            "segmentation of annotation 4 covers 81 pixels",
+        ),
+    ],
+)
+def test_unusable_annotations_are_one_clear_line(tmp_path: Path, tree: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"some\.json.*{message}") as error:
+        loaded(tmp_path, tree)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_no_json_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "some.json"
+    for text, message in ((b"{", "is not JSON"), (b"\xff\xfe", "is not JSON")):
+        path.write_bytes(text)
+        with pytest.raises(ValueError, match=rf"some\.json: {message}"):
+            load_labelled_set(DatasetConfig(annotations=path), COCO)
+    with pytest.raises(ValueError, match=r"gone\.json: cannot be read: No such file"):
+        load_labelled_set(DatasetConfig(annotations=tmp_path / "gone.json"), COCO)
+    with pytest.raises(ValueError, match="min_face_score is for coco17"):
+        load_labelled_set(DatasetConfig(annotations=path, min_face_score=0.1), CROWDPOSE)
+
+
+def test_a_picture_of_another_size_than_its_labels_is_refused(tmp_path: Path) -> None:
+    path = write_set(tmp_path, 1)
+    tree = json.loads(path.read_text())
+    tree["images"][0]["width"] = 640
+    write_json(path, tree)
+    some = load_labelled_set(DatasetConfig(annotations=path), COCO)
+    with pytest.raises(ImageError, match=r"000001\.png .* is \(200, 300\).*\(200, 640\)"):
+        some.read(some.images[0])
+
+
+# --- merging -------------------------------------------------------------------------------------
+
+
+def test_merging_keeps_every_person_with_its_picture(tmp_path: Path) -> None:
+    trees = [
+        coco_tree(3, skeleton=CROWDPOSE, first_id=1),
+        coco_tree(2, skeleton=CROWDPOSE, first_id=3),
+    ]
+    for image in trees[1]["images"]:
+        image["file_name"] = f"val_{image['file_name']}"
+    paths = [write_json(tmp_path / f"{n}.json", tree) for n, tree in enumerate(trees)]
+    merged = merged_annotations(paths)
+    assert len({image["id"] for image in merged["images"]}) == 5
+    assert len({entry["id"] for entry in merged["annotations"]}) == 10
+
+    def by_name(tree: dict[str, Any]) -> set[tuple[str, tuple[float, ...]]]:
+        names = {image["id"]: image["file_name"] for image in tree["images"]}
+        return {(names[a["image_id"]], tuple(a["keypoints"])) for a in tree["annotations"]}
+
+    assert by_name(merged) == by_name(trees[0]) | by_name(trees[1])
+
+
+def test_files_that_do_not_belong_together_are_not_merged(tmp_path: Path) -> None:
+    one = write_json(tmp_path / "one.json", coco_tree(1))
+    with pytest.raises(ValueError, match=r"2 images have the name 000001\.png"):
+        merged_annotations([one, one])
+    other = write_json(tmp_path / "other.json", coco_tree(1, skeleton=CROWDPOSE))
+    with pytest.raises(ValueError, match=r"other\.json has other keypoints than .*one\.json"):
+        merged_annotations([one, other])
+    with pytest.raises(ValueError, match=r"gone\.json: cannot be read"):
+        merged_annotations([one, tmp_path / "gone.json"])
+
+
+def test_the_helper_paints_what_it_labels() -> None:
+    """Every labelled keypoint of the test sets lies on a dot inside its picture."""
+    for number in range(1, 11):
+        people = people_of_picture(number, 2)
+        picture = paint(SIZE, people)
+        x, y = people.reshape(-1, 2).astype(int).T
+        assert (picture[y, x, 1:].max(axis=1) > 100).all()
