@@ -1,0 +1,530 @@
+#!/usr/bin/env python3
+"""A model and a labelled data set in, average precision out. Parses, runs, reports."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nets.checkpoints import Model
+    from nets.engines import Engine
+    from nets.skeletons import Skeleton
+    from training.data import ImageStore, LabelledImage, Picture
+    from training.metrics import Difference, Interval, Matches
+    from training.predict import Grouping, Prediction, PredictSettings, SetPrediction
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_WEIGHTS = ROOT / "weights" / "higher_mobile.safetensors"
+
+EXAMPLES = """\
+examples:
+  evaluate.py --data person_keypoints_val2017.json --output result.json
+  evaluate.py --data coco/annotations/person_keypoints_val2017.json --flip \\
+              --weights pose_higher_hrnet_w32_512.pth             as the published tables
+  evaluate.py --data val.json --images val.tar --set detection_threshold=0.1 --set refine=off
+  evaluate.py --data val.json --results a.json                  keep all people found, then
+  evaluate.py --data val.json --weights b.pth --compare a.json  is b better, and how surely?
+  evaluate.py --data val.json --oracle grouping                 how good are the tags alone?
+
+Without --flip and --scales the AP is that of the stream. docs/evaluation.md says more.
+
+exit codes: 0 done, 1 the stream failed (--through-stream), 2 bad input (one line says what)
+"""
+
+_log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    # Imported here so that --help answers at once.
+    from training.progress import start_logging
+
+    start_logging(quiet=options.quiet)
+    try:
+        _check_options(options)
+        return _evaluate(options)
+    except ValueError as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return 2
+    except StreamFailedError as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Average precision of a model on COCO keypoints or CrowdPose.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument_group("what goes in").add_argument
+    add("--data", type=Path, required=True, metavar="JSON", help="annotations")
+    add("--images", type=Path, metavar="PATH", help="folder, .tar, .zip; default: beside the JSON")
+    add(
+        "--weights",
+        type=Path,
+        default=DEFAULT_WEIGHTS,
+        metavar="FILE",
+        help="default: the model here",
+    )
+    add("--limit", type=int, metavar="N", help="only the first N images")
+
+    add = parser.add_argument_group("how it is run").add_argument
+    add("--input-size", type=int, metavar="N", help="short side in pixels; default: the weights'")
+    add("--flip", action="store_true", help="average with the mirrored picture, as published")
+    add("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="e.g. 0.5 1 2")
+    add("--engine", default="auto", help="torch, openvino; default: the fastest there is")
+    add("--precision", default="auto", help="fp32, bf16; default: bf16 where the hardware has it")
+    add("--device", default="auto", help="cpu, cuda, cuda:N; default: a card if there is one")
+    add("--threads", type=int, metavar="N", help="CPU threads of the engine; default: all cores")
+    add(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="any decode setting (kernels/decode.py), e.g. detection_threshold=0.1, adjust=false",
+    )  # fmt: skip
+    add(
+        "--oracle", choices=("grouping", "peaks"),
+        help="true keypoints, predicted tags; or predicted peaks, true grouping",
+    )  # fmt: skip
+    add("--through-stream", action="store_true", help="send the images through the real stream")
+
+    add = parser.add_argument_group("what comes out").add_argument
+    add("--output", type=Path, metavar="JSON", help="metrics, intervals, settings, times")
+    add("--results", type=Path, metavar="JSON", help="all people found, as COCO results")
+    add("--bootstrap", type=int, default=1000, metavar="N", help="resamples; 0: no intervals")
+    add(
+        "--compare", type=Path, metavar="JSON", help="COCO results of another run: difference to it"
+    )
+    add("--plot", type=Path, metavar="PNG", help="ms a stage against people in the picture")
+    add("--draw", type=Path, metavar="FOLDER", help="ground truth beside prediction, all images")
+    add("--quiet", action="store_true", help="the table only; warnings and errors")
+    return parser
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    for path in (options.data, options.weights, options.compare):
+        if path is not None and not path.is_file():
+            raise ValueError(f"there is no file {path}; check the path")
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"--limit must be at least 1, got {options.limit}")
+    if options.bootstrap < 0:
+        raise ValueError(f"--bootstrap must be at least 0, got {options.bootstrap}")
+    if options.compare is not None and not options.bootstrap:
+        raise ValueError("--compare needs the bootstrap; leave out --bootstrap 0")
+    if options.through_stream:
+        alone = {
+            "--scales": options.scales != [1.0],
+            "--oracle": options.oracle,
+            "--draw": options.draw,
+            "--plot": options.plot,
+        }
+        for name in (name for name, is_asked in alone.items() if is_asked):
+            raise ValueError(f"--through-stream cannot go with {name}; leave one of them out")
+    for path in (options.output, options.results, options.plot):
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+    if options.plot is not None and options.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--plot must end in .png, .pdf or .svg, got {options.plot}")
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is evaluated on."""
+
+    annotations: dict[str, Any]
+    images: list[dict[str, Any]]
+    """Those that are run."""
+    labels: dict[int, LabelledImage]
+    """By image id."""
+    store: ImageStore
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from nets.checkpoints import load_model
+    from training.metrics import read_results
+    from training.predict import PredictSettings, evaluation_decode
+
+    model = load_model(options.weights)
+    other = None if options.compare is None else read_results(options.compare)
+    settings = PredictSettings(
+        input_size=model.input_size if options.input_size is None else options.input_size,
+        size_multiple=model.size_multiple,
+        flip=options.flip,
+        scales=tuple(options.scales),
+        decode=evaluation_decode(model, _decode_changes(options.set)),
+    )
+    data = _load_data(options, model.skeleton)
+    _log.info(
+        "%d images; %s, short side %d, scales %s, flip test %s",
+        len(data.images), model.name, settings.input_size,
+        " ".join(f"{scale:g}" for scale in settings.scales), "on" if settings.flip else "off",
+    )  # fmt: skip
+    if options.through_stream:
+        done, engine = _through_stream(options, model, settings, data), None
+    else:
+        engine = _engine(options, model)
+        done = _run(options, engine, model, settings, data)
+    if len(done.failed) == len(data.images):
+        raise ValueError(f"none of the {len(data.images)} images could be read; check --images")
+    scores = _score(options, model.skeleton, data, done, other)
+    _report(options, scores, done)
+    _write(
+        options,
+        model=model,
+        settings=settings,
+        engine=engine,
+        data=data,
+        done=done,
+        scores=scores,
+    )
+    return 0
+
+
+def _decode_changes(texts: Sequence[str]) -> dict[str, Any]:
+    """`name=value` texts; values are YAML, but `off` is a word."""
+    import yaml
+
+    changes: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set takes key=value, got {text!r}; e.g. detection_threshold=0.1")
+        try:
+            changes[name] = value if value == "off" else yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"--set {name}: {value!r} is not a YAML value") from None
+    return changes
+
+
+def _load_data(options: argparse.Namespace, skeleton: Skeleton) -> _Data:
+    from training.config import DatasetConfig
+    from training.data import load_labelled_set
+    from training.metrics import read_annotations
+
+    config = DatasetConfig(annotations=options.data, images=options.images)
+    labelled = load_labelled_set(config, skeleton)
+    annotations = read_annotations(options.data)
+    images = annotations["images"][: options.limit]
+    return _Data(
+        annotations=annotations,
+        # By size, for an engine may compile anew for each network size and keeps only a few.
+        images=sorted(images, key=lambda image: (image["height"], image["width"])),
+        labels={image.image_id: image for image in labelled.images},
+        store=labelled.store,
+    )
+
+
+def _engine(options: argparse.Namespace, model: Model) -> Engine:
+    from nets.engines import load_engine
+
+    return load_engine(
+        model,
+        engine=options.engine,
+        device=options.device,
+        precision=options.precision,
+        threads=options.threads,
+    )
+
+
+def _run(
+    options: argparse.Namespace,
+    engine: Engine,
+    model: Model,
+    settings: PredictSettings,
+    data: _Data,
+) -> SetPrediction:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from kernels import decode as decode_kernels
+    from kernels import preprocess as preprocess_kernels
+    from training.predict import Predictor, predict_images
+
+    preprocess_kernels.warm_up()
+    decode_kernels.warm_up()
+    drawing = None if options.draw is None else _Drawing(options.draw, model.skeleton, data.labels)
+    bar = Progress(console=Console(stderr=True), transient=True, disable=options.quiet)
+    with bar:
+        task = bar.add_task("images", total=len(data.images))
+
+        def watch(
+            image: Mapping[str, Any], picture: Picture | None, prediction: Prediction | None
+        ) -> None:
+            bar.advance(task)
+            if drawing is not None and picture is not None and prediction is not None:
+                drawing(image, picture, prediction)
+
+        return predict_images(
+            Predictor(engine, model, settings),
+            data.store,
+            data.images,
+            grouping_of=_oracle(options.oracle, model.skeleton, settings, data.labels),
+            watch=watch,
+        )
+
+
+def _oracle(
+    name: str | None,
+    skeleton: Skeleton,
+    settings: PredictSettings,
+    labels: Mapping[int, LabelledImage],
+) -> Callable[[Mapping[str, Any]], Grouping] | None:
+    from training.oracle import predicted_peaks_grouped, true_keypoints_grouped
+
+    if name is None:
+        return None
+    group = {"grouping": true_keypoints_grouped, "peaks": predicted_peaks_grouped}[name]
+    return lambda image: partial(
+        group, image=labels[image["id"]], skeleton=skeleton, settings=settings.decode
+    )
+
+
+# --- through the real stream ---------------------------------------------------------------------
+
+
+class StreamFailedError(RuntimeError):
+    """A stage of the stream failed; its log says why."""
+
+
+def _through_stream(
+    options: argparse.Namespace, model: Model, settings: PredictSettings, data: _Data
+) -> SetPrediction:
+    """Every image through decoder, queues, preprocess, inference, poses and the recorder."""
+    from pipeline.config import load_config
+    from pipeline.stream import Stream
+    from training.metrics import read_results
+    from training.predict import SetPrediction
+
+    with tempfile.TemporaryDirectory() as folder:
+        images, results = Path(folder) / "images", Path(folder) / "results.json"
+        images.mkdir()
+        failed = _unpack(data, images)
+        if len(failed) == len(data.images):
+            return SetPrediction([], [], {}, failed)
+        config = load_config(
+            sources=[str(images)],
+            settings={
+                "preprocess.input_size": settings.input_size,
+                "preprocess.prefilter": False,
+                "preprocess.max_long_side": sys.maxsize,  # the published evaluation has no limit
+                "inference.engine": options.engine,
+                "inference.device": options.device,
+                "inference.precision": options.precision,
+                "inference.threads": options.threads,
+                "inference.flip_test": settings.flip,
+                "recorder.coco": results,
+            },
+        )
+        # All decode settings of the evaluation: the stream takes a model's where it is told none.
+        stream = Stream(config, model=replace(model, decode=asdict(settings.decode)))
+        if stream.run(quiet=options.quiet) != 0:
+            raise StreamFailedError("the stream failed; the lines above say why")
+        return SetPrediction(read_results(results), [], {}, failed)
+
+
+def _unpack(data: _Data, folder: Path) -> list[str]:
+    """The images as lossless files named by their id, as the recorder reads it off the name.
+
+    Returns:
+        File names of those that cannot be read.
+    """
+    import cv2
+
+    from training.data import ImageError
+
+    failed = []
+    for image in data.images:
+        try:
+            picture = data.store.read(str(image["file_name"]))
+        except ImageError as error:
+            _log.warning("nobody is found where nothing can be read: %s", error)
+            failed.append(str(image["file_name"]))
+            continue
+        path = folder / f"{image['id']:012d}.png"
+        if not cv2.imwrite(str(path), picture, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
+            raise ValueError(f"{path} cannot be written; is the temporary folder's disk full?")
+    return failed
+
+
+# --- scores and reports --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Scores:
+    metrics: dict[str, float]
+    intervals: dict[str, Interval]
+    differences: dict[str, Difference] | None
+
+
+def _score(
+    options: argparse.Namespace,
+    skeleton: Skeleton,
+    data: _Data,
+    done: SetPrediction,
+    other: list[dict[str, Any]] | None,
+) -> _Scores:
+    from training.metrics import (
+        bootstrap,
+        bootstrap_difference,
+        evaluate_results,
+        match_people,
+    )
+
+    def matches(results: list[dict[str, Any]]) -> Matches | None:
+        return match_people(data.annotations, results, skeleton=skeleton, image_ids=ids)
+
+    ids = [image["id"] for image in data.images]
+    metrics = evaluate_results(data.annotations, done.results, skeleton=skeleton, image_ids=ids)
+    own = matches(done.results) if options.bootstrap else None
+    if own is None:  # not asked for, or there is nobody to find
+        return _Scores(metrics, {}, None)
+    intervals = bootstrap(own, num_resamples=options.bootstrap)
+    theirs = None if other is None else matches(other)
+    if theirs is None:
+        return _Scores(metrics, intervals, None)
+    differences = bootstrap_difference(own, theirs, num_resamples=options.bootstrap)
+    return _Scores(metrics, intervals, differences)
+
+
+def _report(options: argparse.Namespace, scores: _Scores, done: SetPrediction) -> None:
+    from rich.console import Console
+
+    from training.report import metrics_table, plot_stages, stages_table
+
+    console = Console()
+    console.print(metrics_table(scores.metrics, scores.intervals, scores.differences))
+    if done.stage_ms:
+        console.print(stages_table(done.stage_ms, done.num_people))
+    if done.failed:
+        console.print(f"{len(done.failed)} images could not be read: {', '.join(done.failed)}")
+    if options.plot is not None:
+        plot_stages(options.plot, done.stage_ms, done.num_people)
+
+
+def _write(
+    options: argparse.Namespace,
+    *,
+    model: Model,
+    settings: PredictSettings,
+    engine: Engine | None,
+    data: _Data,
+    done: SetPrediction,
+    scores: _Scores,
+) -> None:
+    if options.results is not None:
+        _write_json(options.results, done.results)
+    if options.output is None:
+        return
+    how = {"engine": options.engine, "precision": options.precision, "device": options.device}
+    if engine is not None:
+        how = {key: getattr(engine, key) for key in ("precision", "device")}
+        how["engine"] = engine.name
+    report = {
+        **scores.metrics,
+        "intervals_95": {name: list(i) for name, i in scores.intervals.items()},
+        "settings": {
+            "data": str(options.data),
+            "weights": str(options.weights),
+            "weights_sha256": model.weights_sha256,
+            "network": model.name,
+            **asdict(settings),
+            **how,
+            "oracle": options.oracle,
+            "through_stream": options.through_stream,
+        },
+        "counts": {
+            "images": len(data.images),
+            "unreadable": len(done.failed),
+            "people_found": len(done.results),
+        },
+        "unreadable": done.failed,
+        "stage_ms": {name: _summary(ms) for name, ms in done.stage_ms.items()},
+    }
+    if scores.differences is not None:
+        report["differences"] = {name: d._asdict() for name, d in scores.differences.items()}
+    _write_json(options.output, report)
+
+
+def _summary(ms: list[float]) -> dict[str, float]:
+    import numpy as np
+
+    return {"median": float(np.median(ms)), "p95": float(np.percentile(ms, 95))}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    """As JSON; a number that does not exist becomes null."""
+    try:
+        path.write_text(json.dumps(_without_nan(content)), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if content != content else content  # noqa: PLR0124
+
+
+# --- drawings ------------------------------------------------------------------------------------
+
+
+class _Drawing:
+    """Writes ground truth beside prediction, one .jpg an image."""
+
+    def __init__(
+        self, folder: Path, skeleton: Skeleton, labels: Mapping[int, LabelledImage]
+    ) -> None:
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"folder {folder} cannot be made: {error.strerror}") from None
+        self._folder, self._skeleton, self._labels = folder, skeleton, labels
+
+    def __call__(self, image: Mapping[str, Any], picture: Picture, prediction: Prediction) -> None:
+        import cv2
+        import numpy as np
+
+        from training.report import side_by_side
+
+        labelled = self._labels[image["id"]].keypoints.copy()
+        labelled[..., 2] = labelled[..., 2] > 0
+        people = prediction.people
+        known, filled = np.ones(len(labelled)), np.zeros(labelled.shape[:2], np.bool_)
+        truth = self._drawn(picture, labelled, known, filled, labels=False)
+        found = self._drawn(picture, people.keypoints, people.scores, people.filled, labels=True)
+        captions = f"ground truth: {len(labelled)}", f"found: {len(people.scores)}"
+        path = self._folder / f"{image['id']}.jpg"
+        if not cv2.imwrite(str(path), side_by_side(truth, found, captions)):
+            raise ValueError(f"{path} cannot be written")
+
+    def _drawn(
+        self, picture: Picture, keypoints: Any, scores: Any, filled: Any, *, labels: bool
+    ) -> Picture:
+        """The picture with people as the stream draws them; labels say their scores."""
+        import numpy as np
+
+        from pipeline.messages import Frame, Poses
+        from pipeline.overlay import draw_poses
+
+        height, width = picture.shape[:2]
+        frame = Frame("evaluation", 0, None, 0, 0.0, (height, width), ())
+        ids = np.full(len(scores), -1, np.int64)
+        poses = Poses(frame, self._skeleton.name, keypoints, scores, filled, ids, 0)
+        return draw_poses(picture.copy(), poses, self._skeleton, labels=labels)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
