@@ -1,0 +1,91 @@
+"""Adam over groups of weights: each group has its own learning rate. Knows names, not nets."""
+
+import difflib
+import logging
+from collections import defaultdict
+
+from torch import nn
+from torch.optim import Adam, AdamW, Optimizer
+
+from training.config import ConfigError, OptimiserConfig
+
+logger = logging.getLogger(__name__)
+
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def make_optimiser(net: nn.Module, settings: OptimiserConfig) -> Optimizer:
+    """Adam or AdamW, fused, over the weights that learn; freezes the others.
+
+    A weight's rate is settings.rate times the factor of the longest name in settings.rates that its
+    own name begins with (whole words between dots). Factor 0 sets requires_grad to False. Every
+    group keeps its full rate under "full_rate"; set_rates scales it.
+    """
+    _check_prefixes(net, settings)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, weight in net.named_parameters():
+        prefix = _longest_prefix(name, settings)
+        factor = settings.rates.get(prefix, 1.0)
+        weight.requires_grad_(factor > 0)
+        groups[factor, settings.weight_decay > 0 and weight.ndim > 1].append(weight)
+    frozen = sum(weight.numel() for (factor, _), w in groups.items() if not factor for weight in w)
+    learning = sum(weight.numel() for weight in net.parameters()) - frozen
+    logger.info("%d weights learn, %d are frozen", learning, frozen)
+    if not learning:
+        raise ConfigError("optimiser.rates freezes every weight; give one part a factor above 0")
+    kind = AdamW if settings.kind == "adamw" else Adam
+    return kind(
+        [
+            {
+                "params": weights,
+                "full_rate": settings.rate * factor,
+                "weight_decay": settings.weight_decay if decays else 0.0,
+            }
+            for (factor, decays), weights in sorted(groups.items(), key=lambda item: item[0])
+            if factor
+        ],
+        lr=settings.rate,
+        betas=settings.betas,
+        fused=True,
+    )
+
+
+def set_rates(optimiser: Optimizer, factor: float) -> None:
+    """Scale every group's learning rate; factor is that of training.schedule.rate_factor."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["full_rate"] * factor
+
+
+def set_norms(net: nn.Module, *, freeze_all: bool) -> None:
+    """Put the norms that shall keep their statistics into evaluation mode, after net.train().
+
+    Those are all, or those whose own weights are frozen: a frozen part computes one function.
+    """
+    for module in net.modules():
+        if isinstance(module, _NORMS) and (freeze_all or not module.weight.requires_grad):
+            module.eval()
+
+
+def _longest_prefix(name: str, settings: OptimiserConfig) -> str:
+    return max((prefix for prefix in settings.rates if _begins(name, prefix)), key=len, default="")
+
+
+def _begins(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def _check_prefixes(net: nn.Module, settings: OptimiserConfig) -> None:
+    names = [name for name, _ in net.named_parameters()]
+    for prefix in settings.rates:
+        if any(_begins(name, prefix) for name in names):
+            continue
+        known = sorted({start for name in names for start in _prefixes(name)})
+        close = difflib.get_close_matches(prefix, known, n=1, cutoff=0.6)
+        children = ", ".join(name for name, _ in net.named_children())
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {children}"
+        raise ConfigError(f"optimiser.rates: no weight's name begins with {prefix!r}; {hint}")
+
+
+def _prefixes(name: str) -> list[str]:
+    words = name.split(".")
+    return [".".join(words[: count + 1]) for count in range(len(words))]

@@ -1,0 +1,155 @@
+"""What a training is at one moment, and the file that it can be continued from.
+
+    output/last.pt             everything: weights, averages, moments, where in which epoch
+    output/losses.jsonl        one line a step; cut back to last.pt's step when a run is continued
+
+Both files are whole at any moment at which the machine may stop. Every example is a function of
+(seed, epoch, position), so a continued run sees what the unbroken one would have seen.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from training.config import ConfigError, TrainConfig
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "posestream-training/1"
+
+
+@dataclass
+class Progress:
+    """How far a training has come."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    epoch: int = 0
+    """Epochs done."""
+    position: int = 0
+    """Examples done of the epoch that runs, over all ranks."""
+    images: int = 0
+    """Examples done, over all epochs and ranks."""
+    seconds: float = 0.0
+    """Time spent, over all resumptions."""
+    failed_images: int = 0
+    """Images that could not be read, each time they came."""
+    checked_epochs: int = 0
+    """Epochs done when AP was measured or was found not to be due."""
+    best_ap: float = -1.0
+    best_epoch: int = 0
+    """Epochs done at the best AP; 0: not measured yet."""
+    mean_loss: float = 0.0
+    """Running average of the total loss, as the progress line shows it."""
+
+
+def save_state(path: Path, parts: dict[str, Any], progress: Progress, config: TrainConfig) -> None:
+    """Write last.pt.
+
+    Args:
+        parts: state dicts by name; anything that torch.load(weights_only=True) reads.
+    """
+    content = {
+        "format": FORMAT,
+        "recipe": config.model_dump_json(),
+        "progress": asdict(progress),
+        "random": _random_state(),
+        **parts,
+    }
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def load_state(path: Path) -> tuple[dict[str, Any], Progress]:
+    """Read last.pt, its tensors on the CPU, and put torch's random generators where they were.
+
+    Raises:
+        ConfigError: the file is damaged or is none of ours.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can make the unpickler raise anything
+        raise ConfigError(
+            f"{path} cannot be read ({error}); start anew with another --output, or from the "
+            "weights beside it with --set init=..."
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ConfigError(f"{path} is no training state ({FORMAT}); give the folder of a training")
+    known = {field.name for field in fields(Progress)}
+    progress = Progress(**{k: v for k, v in content["progress"].items() if k in known})
+    _set_random_state(content["random"])
+    return content, progress
+
+
+def log_differences(content: dict[str, Any], config: TrainConfig) -> None:
+    """Say which settings are not those that the state was saved with."""
+    before, now = _flat(json.loads(content["recipe"])), _flat(json.loads(config.model_dump_json()))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            logger.warning("continued with %s = %s, was %s", name, now.get(name), before.get(name))
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """A reader sees the old file or the whole new one, also after a crash."""
+    partial = path.with_name(f"{path.name}.partial")  # one writer; leftovers are overwritten
+    with partial.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # so that the new name is there too
+    finally:
+        os.close(folder)
+
+
+class LossLog:
+    """losses.jsonl: a line a step, there as soon as the step is done."""
+
+    def __init__(self, path: Path, *, last_step: int) -> None:
+        """Keep the lines up to last_step, of whatever an earlier run left, and go on from there."""
+        kept = []
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                # The last line may be half written.
+                if not line.endswith(b"\n") or json.loads(line)["step"] > last_step:
+                    break
+                kept.append(line)
+        write_atomically(path, lambda file: file.writelines(kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _random_state() -> dict[str, Any]:
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if len(state.get("cuda", ())) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+    """The leaves of a tree of dicts by dotted name."""
+    if not isinstance(tree, dict) or not tree:
+        return {name: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= _flat(value, f"{name}.{key}" if name else key)
+    return leaves
