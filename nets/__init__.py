@@ -7,6 +7,8 @@
     aggregation    flip test, scales, coarse and fine
     checkpoints    weights in and out
     engines        what runs a network fast
+    movenet        MoveNet's weights, where the small net starts from
+    graphs         ONNX and OpenVINO files for other programs; model_card: the page beside them
 
 Nothing here knows of frames, queues or people.
 """

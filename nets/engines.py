@@ -125,7 +125,7 @@ class TorchEngine:
             torch.set_num_threads(threads)
         net = copy.deepcopy(model.net).eval()  # the caller may go on training the original
         # torch's stubs know no memory_format in Module.to
-        self._net = _NetWithMaps(net).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._net = NetWithMaps(net).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         logger.info("engine: torch %s on %s", self.precision, device)
 
     def __call__(self, images: Tensor) -> Maps:
@@ -150,7 +150,7 @@ class OpenVinoEngine:
     def __init__(
         self, model: Model, *, precision: str = "auto", threads: int | None, cache: ModelCache
     ) -> None:
-        self._openvino = _import_openvino()
+        self._openvino = import_openvino()
         self._core = self._openvino.Core()
         self.precision, reason = _openvino_precision(self._core, precision)
         self._settings = _compile_settings(self.precision, threads)
@@ -189,7 +189,7 @@ class OpenVinoEngine:
 # --- what both engines share ---------------------------------------------------------------------
 
 
-class _NetWithMaps(nn.Module):
+class NetWithMaps(nn.Module):
     """The net and what the decode reads of it, as one graph with plain outputs: levels, tags."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -246,7 +246,7 @@ def _pick_engine(device: str) -> EngineName:
     if device != "cpu":
         return "torch"
     try:
-        _import_openvino()
+        import_openvino()
     except ValueError as error:
         logger.warning("engine: torch instead of openvino, which is 2 to 6 times faster: %s", error)
         return "torch"
@@ -264,7 +264,7 @@ class _Compiled:
     output_shapes: tuple[tuple[int, ...], ...]
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     """The openvino module, with its telemetry off.
 
     Importing openvino starts a report to its makers and leaves a client number in the user's home.
@@ -362,7 +362,7 @@ def _cache_key(model: Model, openvino_version: str) -> dict[str, str]:
 def _convert(openvino: Any, net: nn.Module) -> Any:
     """Trace the net with torch. Sizes stay free; _check_conversion proves that they did."""
     # A copy, for the network must not share memory with weights that may change.
-    net_with_maps = _NetWithMaps(copy.deepcopy(net)).eval().requires_grad_(False)
+    net_with_maps = NetWithMaps(copy.deepcopy(net)).eval().requires_grad_(False)
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         outputs: tuple[Tensor, ...] = net_with_maps(images)
@@ -432,7 +432,7 @@ def _check_conversion(core: Any, network: Any, model: Model) -> None:
     compiled = _compile(core, network, tuple(images.shape), _compile_settings("fp32", None))
     converted = compiled.request.infer([images.numpy()])
     with torch.inference_mode():
-        expected = _NetWithMaps(model.net)(images)
+        expected = NetWithMaps(model.net)(images)
     for index, reference in enumerate(expected):
         output = torch.from_numpy(converted[index])
         difference = (output - reference).abs().max().item()

@@ -115,7 +115,7 @@ def _check_outputs_are_fine_in_bf16(model: Model, cache_folder: Path) -> None:
 
 
 def _has_bf16() -> bool:
-    core = engines._import_openvino().Core()
+    core = engines.import_openvino().Core()
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
@@ -418,7 +418,7 @@ def load_small(small: Model, cache_folder: Path) -> Callable[[], Engine]:
 
 
 def _entry(model: Model, cache_folder: Path) -> Path:
-    key = engines._cache_key(model, engines._import_openvino().get_version())
+    key = engines._cache_key(model, engines.import_openvino().get_version())
     return ModelCache(cache_folder).path(key)
 
 
@@ -458,7 +458,7 @@ def test_a_bad_entry_is_rebuilt(
     if content == "flipped":
         path.write_bytes(good[:-1000] + bytes([good[-1000] ^ 1]) + good[-999:])
     else:  # a right hash of something that is no network
-        key = engines._cache_key(small, engines._import_openvino().get_version())
+        key = engines._cache_key(small, engines.import_openvino().get_version())
         ModelCache(cache_folder).store(key, b"\x08" + bytes(7) + b"not an xml file")
     assert _identical(load_small()(images), expected)
     assert caplog.text.count("made again") == 1
