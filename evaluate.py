@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +16,9 @@ if TYPE_CHECKING:
     from nets.checkpoints import Model
     from nets.engines import Engine
     from nets.skeletons import Skeleton
-    from training.data import ImageStore, LabelledImage, Picture
-    from training.metrics import Difference, Interval, Matches
-    from training.predict import Grouping, Prediction, PredictSettings, SetPrediction
+    from training.data import LabelledImage, Picture
+    from training.evaluation import EvaluationData, Scores
+    from training.predict import Prediction, PredictSettings, SetPrediction
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_WEIGHTS = ROOT / "weights" / "higher_mobile.safetensors"
@@ -138,20 +136,9 @@ def _check_options(options: argparse.Namespace) -> None:
 # --- running -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Data:
-    """What is evaluated on."""
-
-    annotations: dict[str, Any]
-    images: list[dict[str, Any]]
-    """Those that are run."""
-    labels: dict[int, LabelledImage]
-    """By image id."""
-    store: ImageStore
-
-
 def _evaluate(options: argparse.Namespace) -> int:
     from nets.checkpoints import load_model
+    from training.evaluation import load_data, score, summary, write_json
     from training.metrics import read_results
     from training.predict import PredictSettings, evaluation_decode
 
@@ -164,7 +151,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         scales=tuple(options.scales),
         decode=evaluation_decode(model, _decode_changes(options.set)),
     )
-    data = _load_data(options, model.skeleton)
+    data = load_data(options.data, options.images, model.skeleton, limit=options.limit)
     _log.info(
         "%d images; %s, short side %d, scales %s, flip test %s",
         len(data.images), model.name, settings.input_size,
@@ -177,18 +164,34 @@ def _evaluate(options: argparse.Namespace) -> int:
         done = _run(options, engine, model, settings, data)
     if len(done.failed) == len(data.images):
         raise ValueError(f"none of the {len(data.images)} images could be read; check --images")
-    scores = _score(options, model.skeleton, data, done, other)
+    scores = score(data, done.results, num_resamples=options.bootstrap, other=other)
     _report(options, scores, done)
-    _write(
-        options,
-        model=model,
-        settings=settings,
-        engine=engine,
-        data=data,
-        done=done,
-        scores=scores,
-    )
+    if options.results is not None:
+        write_json(options.results, done.results)
+    if options.output is not None:
+        how = _how(options, model, settings, engine)
+        write_json(options.output, summary(data, done, scores, how))
     return 0
+
+
+def _how(
+    options: argparse.Namespace, model: Model, settings: PredictSettings, engine: Engine | None
+) -> dict[str, Any]:
+    """How the model was run, for the result file."""
+    chosen = {"engine": options.engine, "precision": options.precision, "device": options.device}
+    if engine is not None:
+        chosen = {key: getattr(engine, key) for key in ("precision", "device")}
+        chosen["engine"] = engine.name
+    return {
+        "data": str(options.data),
+        "weights": str(options.weights),
+        "weights_sha256": model.weights_sha256,
+        "network": model.name,
+        **asdict(settings),
+        **chosen,
+        "oracle": options.oracle,
+        "through_stream": options.through_stream,
+    }
 
 
 def _decode_changes(texts: Sequence[str]) -> dict[str, Any]:
@@ -205,24 +208,6 @@ def _decode_changes(texts: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise ValueError(f"--set {name}: {value!r} is not a YAML value") from None
     return changes
-
-
-def _load_data(options: argparse.Namespace, skeleton: Skeleton) -> _Data:
-    from training.config import DatasetConfig
-    from training.data import load_labelled_set
-    from training.metrics import read_annotations
-
-    config = DatasetConfig(annotations=options.data, images=options.images)
-    labelled = load_labelled_set(config, skeleton)
-    annotations = read_annotations(options.data)
-    images = annotations["images"][: options.limit]
-    return _Data(
-        annotations=annotations,
-        # By size, for an engine may compile anew for each network size and keeps only a few.
-        images=sorted(images, key=lambda image: (image["height"], image["width"])),
-        labels={image.image_id: image for image in labelled.images},
-        store=labelled.store,
-    )
 
 
 def _engine(options: argparse.Namespace, model: Model) -> Engine:
@@ -242,13 +227,14 @@ def _run(
     engine: Engine,
     model: Model,
     settings: PredictSettings,
-    data: _Data,
+    data: EvaluationData,
 ) -> SetPrediction:
     from rich.console import Console
     from rich.progress import Progress
 
     from kernels import decode as decode_kernels
     from kernels import preprocess as preprocess_kernels
+    from training.evaluation import oracle_grouping
     from training.predict import Predictor, predict_images
 
     preprocess_kernels.warm_up()
@@ -269,25 +255,9 @@ def _run(
             Predictor(engine, model, settings),
             data.store,
             data.images,
-            grouping_of=_oracle(options.oracle, model.skeleton, settings, data.labels),
+            grouping_of=oracle_grouping(options.oracle, data, settings),
             watch=watch,
         )
-
-
-def _oracle(
-    name: str | None,
-    skeleton: Skeleton,
-    settings: PredictSettings,
-    labels: Mapping[int, LabelledImage],
-) -> Callable[[Mapping[str, Any]], Grouping] | None:
-    from training.oracle import predicted_peaks_grouped, true_keypoints_grouped
-
-    if name is None:
-        return None
-    group = {"grouping": true_keypoints_grouped, "peaks": predicted_peaks_grouped}[name]
-    return lambda image: partial(
-        group, image=labels[image["id"]], skeleton=skeleton, settings=settings.decode
-    )
 
 
 # --- through the real stream ---------------------------------------------------------------------
@@ -298,7 +268,7 @@ class StreamFailedError(RuntimeError):
 
 
 def _through_stream(
-    options: argparse.Namespace, model: Model, settings: PredictSettings, data: _Data
+    options: argparse.Namespace, model: Model, settings: PredictSettings, data: EvaluationData
 ) -> SetPrediction:
     """Every image through decoder, queues, preprocess, inference, poses and the recorder."""
     from pipeline.config import load_config
@@ -324,6 +294,8 @@ def _through_stream(
                 "inference.threads": options.threads,
                 "inference.flip_test": settings.flip,
                 "recorder.coco": results,
+                "tracker.enabled": False,  # pictures of a set are no moments of one scene
+                "smooth.enabled": False,
             },
         )
         # All decode settings of the evaluation: the stream takes a model's where it is told none.
@@ -333,7 +305,7 @@ def _through_stream(
         return SetPrediction(read_results(results), [], {}, failed)
 
 
-def _unpack(data: _Data, folder: Path) -> list[str]:
+def _unpack(data: EvaluationData, folder: Path) -> list[str]:
     """The images as lossless files named by their id, as the recorder reads it off the name.
 
     Returns:
@@ -357,47 +329,7 @@ def _unpack(data: _Data, folder: Path) -> list[str]:
     return failed
 
 
-# --- scores and reports --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Scores:
-    metrics: dict[str, float]
-    intervals: dict[str, Interval]
-    differences: dict[str, Difference] | None
-
-
-def _score(
-    options: argparse.Namespace,
-    skeleton: Skeleton,
-    data: _Data,
-    done: SetPrediction,
-    other: list[dict[str, Any]] | None,
-) -> _Scores:
-    from training.metrics import (
-        bootstrap,
-        bootstrap_difference,
-        evaluate_results,
-        match_people,
-    )
-
-    def matches(results: list[dict[str, Any]]) -> Matches | None:
-        return match_people(data.annotations, results, skeleton=skeleton, image_ids=ids)
-
-    ids = [image["id"] for image in data.images]
-    metrics = evaluate_results(data.annotations, done.results, skeleton=skeleton, image_ids=ids)
-    own = matches(done.results) if options.bootstrap else None
-    if own is None:  # not asked for, or there is nobody to find
-        return _Scores(metrics, {}, None)
-    intervals = bootstrap(own, num_resamples=options.bootstrap)
-    theirs = None if other is None else matches(other)
-    if theirs is None:
-        return _Scores(metrics, intervals, None)
-    differences = bootstrap_difference(own, theirs, num_resamples=options.bootstrap)
-    return _Scores(metrics, intervals, differences)
-
-
-def _report(options: argparse.Namespace, scores: _Scores, done: SetPrediction) -> None:
+def _report(options: argparse.Namespace, scores: Scores, done: SetPrediction) -> None:
     from rich.console import Console
 
     from training.report import metrics_table, plot_stages, stages_table
@@ -410,72 +342,6 @@ def _report(options: argparse.Namespace, scores: _Scores, done: SetPrediction) -
         console.print(f"{len(done.failed)} images could not be read: {', '.join(done.failed)}")
     if options.plot is not None:
         plot_stages(options.plot, done.stage_ms, done.num_people)
-
-
-def _write(
-    options: argparse.Namespace,
-    *,
-    model: Model,
-    settings: PredictSettings,
-    engine: Engine | None,
-    data: _Data,
-    done: SetPrediction,
-    scores: _Scores,
-) -> None:
-    if options.results is not None:
-        _write_json(options.results, done.results)
-    if options.output is None:
-        return
-    how = {"engine": options.engine, "precision": options.precision, "device": options.device}
-    if engine is not None:
-        how = {key: getattr(engine, key) for key in ("precision", "device")}
-        how["engine"] = engine.name
-    report = {
-        **scores.metrics,
-        "intervals_95": {name: list(i) for name, i in scores.intervals.items()},
-        "settings": {
-            "data": str(options.data),
-            "weights": str(options.weights),
-            "weights_sha256": model.weights_sha256,
-            "network": model.name,
-            **asdict(settings),
-            **how,
-            "oracle": options.oracle,
-            "through_stream": options.through_stream,
-        },
-        "counts": {
-            "images": len(data.images),
-            "unreadable": len(done.failed),
-            "people_found": len(done.results),
-        },
-        "unreadable": done.failed,
-        "stage_ms": {name: _summary(ms) for name, ms in done.stage_ms.items()},
-    }
-    if scores.differences is not None:
-        report["differences"] = {name: d._asdict() for name, d in scores.differences.items()}
-    _write_json(options.output, report)
-
-
-def _summary(ms: list[float]) -> dict[str, float]:
-    import numpy as np
-
-    return {"median": float(np.median(ms)), "p95": float(np.percentile(ms, 95))}
-
-
-def _write_json(path: Path, content: Any) -> None:
-    """As JSON; a number that does not exist becomes null."""
-    try:
-        path.write_text(json.dumps(_without_nan(content)), encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if content != content else content  # noqa: PLR0124
 
 
 # --- drawings ------------------------------------------------------------------------------------

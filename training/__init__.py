@@ -15,7 +15,7 @@
     examples   which image comes when; workers; batches
     targets    heatmaps and tag indices        losses     heatmap, push and pull
     schedule, ema, state, loop                 the training itself (train.py)
-    predict, metrics, oracle, report           the evaluation (evaluate.py)
+    evaluation, predict, metrics, oracle, report     the evaluation (evaluate.py)
 
 Imports nets and kernels, nothing above.
 """
