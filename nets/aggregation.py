@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 LevelAggregation = Literal["on", "off", "highest"]
 
-_RAMP_SLOPE = 0.35
-"""Slope of the tag ramp along y for one along x: most people stand side by side, but some stand
-above others, and their tags must differ too."""
+_RAMP_SLOPE = {1: 0.35, 2: 0.5}
+"""Slope of the ramp along y for one along x, by the numbers of a tag. People are taller than wide,
+so along y there is more to bend, and most of them stand side by side; but some stand above others,
+and their tags must differ too."""
 
 
 class Maps(NamedTuple):
@@ -143,8 +144,8 @@ def add_tag_ramp(maps: Maps, ramp_px: float, stride: float) -> Maps:
 def tag_ramp(size: tuple[int, int], numbers: int, *, ramp_px: float, stride: float) -> Tensor:
     """A ramp of position for tags of T numbers: (h, w, T) float32.
 
-    With T = 2 it is (x, y) * stride / ramp_px with x, y in tag pixels, so that a net which bends
-    it to one value for each person tells where that person is. One number cannot hold both:
+    With T = 2 it is (x, y / 2) * stride / ramp_px with x, y in tag pixels, so that a net which
+    bends it to one value for each person tells where that person is. One number cannot hold both:
     T = 1 is (x + 0.35 y) * stride / ramp_px, alike for people on one diagonal. Nets learn to bend
     a ramp far sooner than values out of nothing.
 
@@ -154,10 +155,11 @@ def tag_ramp(size: tuple[int, int], numbers: int, *, ramp_px: float, stride: flo
     Raises:
         ValueError: T is neither 1 nor 2.
     """
-    if numbers not in (1, 2):
+    if numbers not in _RAMP_SLOPE:
         raise ValueError(f"a ramp is defined for tags of 1 or 2 numbers, got {numbers}")
     height, width = size
     x = torch.arange(width, dtype=torch.float32).expand(height, width)
-    y = torch.arange(height, dtype=torch.float32)[:, None].expand(height, width)
-    ramp = torch.stack([x, y], dim=-1) if numbers == 2 else (x + _RAMP_SLOPE * y)[:, :, None]
+    y = _RAMP_SLOPE[numbers] * torch.arange(height, dtype=torch.float32)[:, None]
+    y = y.expand(height, width)
+    ramp = torch.stack([x, y], dim=-1) if numbers == 2 else (x + y)[:, :, None]
     return ramp * (stride / ramp_px)

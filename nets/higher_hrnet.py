@@ -19,6 +19,7 @@ from nets.hrnet import W32, HRNet, HRNetSettings
 from nets.mobile_fpn import (
     MobileFpn,
     MobileFpnSettings,
+    Pyramid,
     SeparableConv,
     initialise_without_norms,
 )
@@ -46,6 +47,9 @@ class HigherHRNetSettings:
     tag_numbers: int = 1
     """T: numbers that make up one tag. Published: 1; Newell et al. (2017) allow vectors. With 2, a
     tag can say where its person is (nets.aggregation.add_tag_ramp)."""
+    second_pyramid: bool = False
+    """A second pyramid on a MobileFpn's trunk. A SeparableHead's tags read it, and deconvolutions
+    beside the first: so both can be learnt while what the 1/4 heatmaps read stays as it is."""
 
 
 class HigherHRNetOutput(NamedTuple):
@@ -90,9 +94,9 @@ class SeparableHead(nn.Module):
             nn.init.normal_(last.weight, std=0.01)
             nn.init.zeros_(last.bias)  # type: ignore[arg-type]  # typed as optional
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, tag_features: Tensor) -> tuple[Tensor, Tensor]:
         of_heatmaps = self.heatmap_branch(features)
-        of_tags = torch.cat([of_heatmaps, self.tag_branch(features)], dim=1)
+        of_tags = torch.cat([of_heatmaps, self.tag_branch(tag_features)], dim=1)
         return torch.sigmoid(self.heatmaps(of_heatmaps)), self.tags(of_tags)
 
 
@@ -105,6 +109,7 @@ class HigherHRNet(nn.Module):
         self.num_keypoints = num_keypoints
         channels = settings.backbone.channels
         self.backbone = build_backbone(settings.backbone)
+        self.second_pyramid = _second_pyramid(settings)
         self.first_head = (
             SeparableHead(
                 channels,
@@ -117,20 +122,20 @@ class HigherHRNet(nn.Module):
         )
         self.upsamplers = nn.ModuleList()
         self.higher_heads = nn.ModuleList()
+        inputs = 2 * channels if settings.second_pyramid else channels
         predicted = (1 + settings.tag_numbers) * num_keypoints
+        channels = settings.deconv_channels or channels
         for _ in range(settings.deconvs):
-            inputs = channels + predicted if settings.concatenate else channels
-            channels = settings.deconv_channels or channels
+            inputs += predicted if settings.concatenate else 0
             self.upsamplers.append(
                 Upsampler(inputs, channels, residual_blocks=settings.residual_blocks)
             )
             self.higher_heads.append(nn.Conv2d(channels, num_keypoints, 1))
-            predicted = num_keypoints  # tags are predicted at 1/4 only
+            inputs, predicted = channels, num_keypoints  # tags are predicted at 1/4 only
         initialise(self.upsamplers, self.higher_heads)
 
     def forward(self, images: Tensor) -> HigherHRNetOutput:
-        features = self.backbone(images)  # (B, C, H/4, W/4)
-        heatmaps, tags = self.first_head(features)
+        features, heatmaps, tags = self._first_level(images)
         levels, predicted = [heatmaps], [heatmaps, tags]
         for upsampler, head in zip(self.upsamplers, self.higher_heads, strict=True):
             if self.settings.concatenate:
@@ -139,6 +144,19 @@ class HigherHRNet(nn.Module):
             predicted = [head(features)]
             levels += predicted
         return HigherHRNetOutput(tuple(levels), tags)
+
+    def _first_level(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features for the deconvolution (B, C, H/4, W/4), and the heatmaps and tags there."""
+        if not isinstance(self.first_head, SeparableHead):
+            features = self.backbone(images)
+            return features, *self.first_head(features)
+        if self.second_pyramid is None:
+            features = self.backbone(images)
+            return features, *self.first_head(features, features)
+        assert isinstance(self.backbone, MobileFpn)  # _second_pyramid made sure
+        seen = self.backbone.trunk(images)
+        first, second = self.backbone.pyramid(seen), self.second_pyramid(seen)
+        return torch.cat([first, second], dim=1), *self.first_head(first, second)
 
     def maps(self, output: HigherHRNetOutput) -> Maps:
         """What the decode reads of an output."""
@@ -150,3 +168,13 @@ class HigherHRNet(nn.Module):
 def build_backbone(settings: BackboneSettings) -> HRNet | MobileFpn:
     """Both end at features (B, settings.channels, H/4, W/4)."""
     return HRNet(settings) if isinstance(settings, HRNetSettings) else MobileFpn(settings)
+
+
+def _second_pyramid(settings: HigherHRNetSettings) -> Pyramid | None:
+    if not settings.second_pyramid:
+        return None
+    if not isinstance(settings.backbone, MobileFpnSettings) or not settings.separable_head:
+        raise ValueError(
+            "second_pyramid needs a MobileFpn backbone and separable_head above 0; leave it out"
+        )
+    return Pyramid(settings.backbone)

@@ -8,6 +8,7 @@ This is the backbone of MoveNet MultiPose Lightning, whose weights can be loaded
 into the convolutions, and stride 2 pads at the bottom and right only (TensorFlow's SAME).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -90,18 +91,15 @@ class SeparableConv(nn.Module):
         return F.relu(self.pointwise(self.depthwise(x)))
 
 
-class MobileFpn(nn.Module):
-    """Pictures (B, 3, H, W), sides multiples of 32 -> features (B, pyramid[-1], H/4, W/4)."""
+class Pyramid(nn.Module):
+    """What the trunk saw at four sizes, merged from coarse to fine into features at 1/4."""
 
     def __init__(self, settings: MobileFpnSettings) -> None:
         super().__init__()
-        self.stem = SamePadConv(3, settings.width)
-        blocks = _blocks(settings.width)
-        self.blocks = nn.ModuleList(blocks)
-        self.top = nn.Conv2d(blocks[-1].project.out_channels, settings.top, 1)
+        widths = [block.project.out_channels for block in _blocks(settings.width)]
         self.entry = nn.Conv2d(settings.top, settings.pyramid[0], 1)
         self.laterals = nn.ModuleList(
-            nn.Conv2d(blocks[block].project.out_channels, channels, 1)
+            nn.Conv2d(widths[block], channels, 1)
             for block, channels in zip(_LATERAL_BLOCKS, settings.pyramid, strict=True)
         )
         self.merges = nn.ModuleList(
@@ -112,18 +110,40 @@ class MobileFpn(nn.Module):
         )
         initialise_without_norms(self)
 
+    def forward(self, seen: Sequence[Tensor]) -> Tensor:
+        coarsest, *finer = seen
+        x: Tensor = self.entry(coarsest)  # (B, pyramid[0], H/32, W/32)
+        for lateral, merge, same_size in zip(self.laterals, self.merges, finer, strict=True):
+            # A scale factor, not a size: engines fix it without knowing the picture's size.
+            raised = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = merge(raised + lateral(same_size))
+        return x
+
+
+class MobileFpn(nn.Module):
+    """Pictures (B, 3, H, W), sides multiples of 32 -> features (B, pyramid[-1], H/4, W/4)."""
+
+    def __init__(self, settings: MobileFpnSettings) -> None:
+        super().__init__()
+        self.stem = SamePadConv(3, settings.width)
+        blocks = _blocks(settings.width)
+        self.blocks = nn.ModuleList(blocks)
+        self.top = nn.Conv2d(blocks[-1].project.out_channels, settings.top, 1)
+        initialise_without_norms(self)
+        self.pyramid = Pyramid(settings)
+
     def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.pyramid(self.trunk(images))
+        return features
+
+    def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What a Pyramid merges: the top at 1/32, then the blocks' outputs at 1/16, 1/8, 1/4."""
         x: Tensor = F.relu6(self.stem(images))
         outputs: list[Tensor] = []
         for residual in self.blocks:
             x = residual(x)
             outputs.append(x)
-        x = self.entry(F.relu6(self.top(x)))  # (B, pyramid[0], H/32, W/32)
-        for block, lateral, merge in zip(_LATERAL_BLOCKS, self.laterals, self.merges, strict=True):
-            # A scale factor, not a size: engines fix it without knowing the picture's size.
-            raised = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-            x = merge(raised + lateral(outputs[block]))
-        return x
+        return F.relu6(self.top(x)), *(outputs[block] for block in _LATERAL_BLOCKS)
 
 
 def _blocks(width: int) -> list[InvertedResidual]:

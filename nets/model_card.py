@@ -95,7 +95,7 @@ def _tags(model: Model, stride: int) -> str:
     formula = (
         f"(x + 0.35 y) * {per_pixel}"
         if _tag_numbers(model) == 1
-        else f"x * {per_pixel} (first number) and y * {per_pixel} (second number)"
+        else f"x * {per_pixel} (first number) and 0.5 y * {per_pixel} (second number)"
     )
     return (
         "**A ramp of position has to be added to the tags before people are grouped**, in "

@@ -58,16 +58,19 @@ def _movenet_names() -> dict[str, str]:
             folded[f"blocks.{block}.expand"] = f"{theirs}_expand/Conv2D"
     for merge in range(3):
         outer = f"separable_conv2d_{merge}" if merge else "separable_conv2d"
-        folded[f"merges.{merge}.pointwise"] = f"{outer}/separable_conv2d"
+        folded[f"pyramid.merges.{merge}.pointwise"] = f"{outer}/separable_conv2d"
         depthwise = f"{_FEATURES}{outer}/separable_conv2d/ReadVariableOp"
-        add(f"backbone.merges.{merge}.depthwise", depthwise, None)
+        add(f"backbone.pyramid.merges.{merge}.depthwise", depthwise, None)
     for layer, theirs in folded.items():
         start = f"{_FEATURES}{theirs}"
         add(f"backbone.{layer}", f"{start}_weights", f"{start}_bn_offset")
 
     plain = {
-        "backbone.entry": f"{_FEATURES}conv2d",
-        **{f"backbone.laterals.{index}": f"{_FEATURES}conv2d_{index + 1}" for index in range(3)},
+        "backbone.pyramid.entry": f"{_FEATURES}conv2d",
+        **{
+            f"backbone.pyramid.laterals.{index}": f"{_FEATURES}conv2d_{index + 1}"
+            for index in range(3)
+        },
         "first_head.heatmaps": f"{_HEATMAP}conv2d_7",
     }
     for layer, theirs in plain.items():
@@ -108,6 +111,12 @@ def load_movenet(path: str | Path, *, seed: int = 0) -> Model:
             f"{len(names)} tensors, the first is {missing[0]}"
         )
     state = {ours: _as_torch(tensors[theirs], ours) for ours, theirs in names.items()}
+    # The tags' own pyramid begins as a copy: what places keypoints knows something of people too.
+    state |= {
+        ours.removeprefix("backbone.").replace("pyramid.", "second_pyramid.", 1): tensor.clone()
+        for ours, tensor in state.items()
+        if ours.startswith("backbone.pyramid.")
+    }
     settings = _settings(state)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -132,7 +141,7 @@ def _settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "width": outputs("backbone.stem"),
         "top": outputs("backbone.top"),
-        "pyramid": tuple(outputs(f"backbone.laterals.{index}") for index in range(3)),
+        "pyramid": tuple(outputs(f"backbone.pyramid.laterals.{index}") for index in range(3)),
         "separable_head": outputs("first_head.heatmap_branch.pointwise"),
     }
 

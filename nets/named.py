@@ -22,7 +22,12 @@ NAMED: dict[str, NetSettings] = {
     "higher_hrnet_w48": HigherHRNetSettings(hrnet.W48),
     "higher_hrnet_lite": HigherHRNetSettings(hrnet.LITE, residual_blocks=1),
     "higher_mobile": HigherHRNetSettings(
-        MOVENET_MULTIPOSE, residual_blocks=0, deconv_channels=32, separable_head=96
+        MOVENET_MULTIPOSE,
+        residual_blocks=0,
+        deconv_channels=32,
+        separable_head=96,
+        tag_numbers=2,
+        second_pyramid=True,
     ),
     "double_higher_net_w32": DoubleHigherNetSettings(hrnet.W32),
     "double_higher_net_w48": DoubleHigherNetSettings(hrnet.W48),

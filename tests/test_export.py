@@ -251,7 +251,7 @@ def test_card_says_what_a_stranger_needs(tmp_path: Path) -> None:
         "multiples of 32",
         "| `heatmaps_4` | (B, 17, H/4, W/4) float32 |",
         "| `heatmaps_2` | (B, 17, H/2, W/2) float32 |",
-        "| `tags` | (B, 17, H/4, W/4, 1) float32 |",
+        "| `tags` | (B, 17, H/4, W/4, 2) float32 |",
         "detection_threshold 0.25",
         "0 nose",
         "16 right_ankle",
@@ -265,12 +265,12 @@ def test_card_says_what_a_stranger_needs(tmp_path: Path) -> None:
 def test_card_s_ramp_is_the_stream_s(tmp_path: Path, numbers: int) -> None:
     model = random_model("higher_mobile", seed=1, **MOBILE, tag_numbers=numbers)
     card = card_of(tmp_path, replace(model, tag_ramp_px=24.0), "net.safetensors")
-    formulas = {1: "(x + 0.35 y) * 4 / 24", 2: "x * 4 / 24 (first number) and y * 4 / 24 (second"}
+    formulas = {1: "(x + 0.35 y) * 4 / 24", 2: "x * 4 / 24 (first number) and 0.5 y * 4 / 24 (second"}
     assert formulas[numbers] in card
     # The same words as numbers: the ramp at x = 3, y = 2 of the tags.
     zeros = Maps((), torch.zeros(1, 17, 4, 5, numbers))
     ramp = add_tag_ramp(zeros, 24.0, 4).tags[0, 0, 2, 3]
-    expected = [(3 + 0.35 * 2) * 4 / 24] if numbers == 1 else [3 * 4 / 24, 2 * 4 / 24]
+    expected = [(3 + 0.35 * 2) * 4 / 24] if numbers == 1 else [3 * 4 / 24, 0.5 * 2 * 4 / 24]
     np.testing.assert_allclose(ramp.numpy(), expected, rtol=1e-6)
 
 

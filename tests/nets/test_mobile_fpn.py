@@ -1,11 +1,16 @@
 """MobileFpn and the heads of higher_mobile against a second definition on their state dict."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from nets.checkpoints import random_model
+from nets.higher_hrnet import HigherHRNet, HigherHRNetSettings
+from nets.hrnet import W32
 from nets.mobile_fpn import MobileFpn, MobileFpnSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,7 +53,7 @@ def twice(x: Tensor) -> Tensor:
     return x
 
 
-def features(w: Weights, x: Tensor) -> Tensor:
+def features(w: Weights, x: Tensor, pyramid: str) -> Tensor:
     x = same_conv(w, "backbone.stem", x, stride=2).clamp(0, 6)
     outputs = []
     for block in range(17):
@@ -60,26 +65,29 @@ def features(w: Weights, x: Tensor) -> Tensor:
         x = x + y if y.shape == x.shape else y
         outputs.append(x)
     top = same_conv(w, "backbone.top", x).clamp(0, 6)
-    x = same_conv(w, "backbone.entry", top)
+    x = same_conv(w, f"{pyramid}.entry", top)
     for level, block in enumerate((9, 5, 2)):
-        lateral = same_conv(w, f"backbone.laterals.{level}", outputs[block])
-        x = separable(w, f"backbone.merges.{level}", twice(x) + lateral)
+        lateral = same_conv(w, f"{pyramid}.laterals.{level}", outputs[block])
+        x = separable(w, f"{pyramid}.merges.{level}", twice(x) + lateral)
     return x
 
 
-def test_network_computes_what_its_definition_says() -> None:
-    net = random_model("higher_mobile", width=16).net
+@pytest.mark.parametrize("second_pyramid", [True, False])
+def test_network_computes_what_its_definition_says(second_pyramid: bool) -> None:
+    net = random_model("higher_mobile", width=16, second_pyramid=second_pyramid).net
     w = dict(net.state_dict())
     images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         output = net(images)
-        x = features(w, images)
+        x = features(w, images, "backbone.pyramid")
+        second = features(w, images, "second_pyramid") if second_pyramid else x
         of_heatmaps = separable(w, "first_head.heatmap_branch", x)
-        of_tags = separable(w, "first_head.tag_branch", x)
+        of_tags = separable(w, "first_head.tag_branch", second)
         low = torch.sigmoid(same_conv(w, "first_head.heatmaps", of_heatmaps))
         tags = same_conv(w, "first_head.tags", torch.cat([of_heatmaps, of_tags], dim=1))
         deconv = w["upsamplers.0.deconv.weight"]
-        y = F.conv_transpose2d(torch.cat([x, low, tags], dim=1), deconv, stride=2, padding=1)
+        read = [x, second, low, tags] if second_pyramid else [x, low, tags]
+        y = F.conv_transpose2d(torch.cat(read, dim=1), deconv, stride=2, padding=1)
         norm = [w[f"upsamplers.0.norm.{p}"] for p in ("running_mean", "running_var")]
         scale = [w[f"upsamplers.0.norm.{p}"] for p in ("weight", "bias")]
         y = F.batch_norm(y, *norm, *scale).clamp(min=0)
@@ -95,7 +103,13 @@ def test_network_computes_what_its_definition_says() -> None:
 
 @pytest.mark.parametrize("separable_head", [0, 16])
 def test_tags_of_two_numbers_are_side_by_side(separable_head: int) -> None:
-    net = random_model("higher_mobile", width=8, tag_numbers=2, separable_head=separable_head).net
+    net = random_model(
+        "higher_mobile",
+        width=8,
+        tag_numbers=2,
+        separable_head=separable_head,
+        second_pyramid=separable_head > 0,
+    ).net
     with torch.inference_mode():
         output = net(torch.randn(2, 3, 64, 96))
         maps = net.maps(output)  # type: ignore[operator]
@@ -107,6 +121,25 @@ def test_tags_of_two_numbers_are_side_by_side(separable_head: int) -> None:
             assert torch.equal(
                 maps.tags[:, keypoint, ..., number], output.tags[:, 17 * number + keypoint]
             )
+
+
+@pytest.mark.parametrize("changes", [{"separable_head": 0}, {"backbone": W32}])
+def test_a_second_pyramid_needs_its_trunk_and_its_head(changes: dict[str, Any]) -> None:
+    settings = replace(HigherHRNetSettings(MobileFpnSettings(), separable_head=8), **changes)
+    with pytest.raises(ValueError, match="second_pyramid needs a MobileFpn backbone and separable"):
+        HigherHRNet(replace(settings, second_pyramid=True))
+
+
+def test_heatmaps_at_a_quarter_do_not_see_the_second_pyramid() -> None:
+    net = random_model("higher_mobile", width=8).net
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        before = net(images)
+        for weight in net.second_pyramid.parameters():  # type: ignore[union-attr]
+            weight.add_(0.1)
+        after = net(images)
+    assert torch.equal(after.heatmaps[0], before.heatmaps[0])
+    assert not torch.equal(after.tags, before.tags)
 
 
 def test_default_widths_are_those_of_movenet() -> None:

@@ -230,6 +230,14 @@ def test_only_what_movenet_lacks_depends_on_the_seed(path: Path, model: Model) -
     }
 
 
+def test_the_tags_pyramid_begins_as_a_copy(model: Model) -> None:
+    state = model.net.state_dict()
+    copies = [key for key in state if key.startswith("second_pyramid.")]
+    assert len(copies) == 17
+    for key in copies:
+        assert torch.equal(state[key], state[f"backbone.{key.removeprefix('second_')}"])
+
+
 def test_loading_leaves_torch_s_generator_alone(path: Path) -> None:
     torch.manual_seed(11)
     expected = torch.rand(3)

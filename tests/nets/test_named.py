@@ -111,7 +111,7 @@ def test_small_networks_cost_what_they_were_chosen_for() -> None:
     parameters, gmacs = parameters_and_gmacs("higher_hrnet_lite", 256, 17)
     assert (round(parameters / 1e6, 2), round(gmacs, 3)) == (4.87, 2.362)
     parameters, gmacs = parameters_and_gmacs("higher_mobile", 256, 17)
-    assert (parameters, round(gmacs, 2)) == (4_739_403, 1.05)
+    assert (parameters, round(gmacs, 2)) == (4_858_972, 1.16)
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -121,7 +121,7 @@ def test_maps_have_the_shapes_that_the_decode_expects(name: str) -> None:
         levels, tags = net.maps(net(torch.randn(2, 3, 64, 96)))  # type: ignore[operator]
     sizes = [(16, 24), (32, 48)][: 1 if name.startswith("hrnet") else 2]
     assert [tuple(level.shape) for level in levels] == [(2, 17, *size) for size in sizes]
-    assert tags.shape == (2, 17, 16, 24, 1)
+    assert tags.shape == (2, 17, 16, 24, 2 if name == "higher_mobile" else 1)
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
