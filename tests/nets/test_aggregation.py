@@ -147,6 +147,16 @@ def test_ramp_rises_by_one_over_its_length_and_is_float32() -> None:
     assert add_tag_ramp(maps, ramp_px=0, stride=4) is maps
 
 
+def test_raised_is_the_quarter_level_in_two_steps() -> None:
+    low, high = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 8, 10)
+    levels = choose_levels((low, high), "raised")
+    half = F.interpolate(low, size=(8, 10), mode="bilinear", align_corners=False)
+    assert [tuple(level.shape) for level in levels] == [(2, 3, 4, 5), (2, 3, 8, 10)]
+    full = average_scales({1: Maps(levels, low[..., None])}, size=(16, 20)).levels[0]
+    expected = F.interpolate(half, size=(16, 20), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(full, expected)
+
+
 def test_a_ramp_of_two_numbers_is_the_place() -> None:
     maps = Maps((torch.zeros(1, 2, 5, 7),), torch.zeros(1, 2, 5, 7, 2))
     tags = add_tag_ramp(maps, ramp_px=16, stride=4).tags
@@ -179,5 +189,5 @@ def test_levels_are_chosen_by_name() -> None:
     assert choose_levels((low, high), "on") == (low, high)
     assert choose_levels((low, high), "off") == (low,)
     assert choose_levels((low, high), "highest") == (high,)
-    with pytest.raises(ValueError, match="aggregation must be on, off or highest, got 'all'"):
+    with pytest.raises(ValueError, match="on, off, highest or raised, got 'all'"):
         choose_levels((low, high), "all")  # type: ignore[arg-type]
