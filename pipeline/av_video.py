@@ -2,14 +2,17 @@
 
     container --demux--> packet --decode--> AVFrame --planes_of--> Picture (views, nothing copied)
 
-A packet that cannot be decoded is counted and skipped; the stream goes on behind it. This file
-knows nothing of sources, names, pace or reconnecting (decoder.py), and never opens anything.
+A packet that cannot be decoded is counted and skipped; the stream goes on behind it, its pictures
+tainted until the next key frame. This file knows nothing of sources, names, pace (source.py) or
+reconnecting (live_source.py), and never opens anything.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import threading
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,9 +24,16 @@ from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, VideoReformatter
 
 from pipeline.messages import ColorSpace, PixelFormat
+from pipeline.redaction import redact
 
 BACKEND_ERRORS = (av.error.FFmpegError, OSError)
 """Whatever PyAV raises for broken input or a broken connection."""
+
+NETWORK_ONLY = {
+    "protocol_whitelist": "rtsp,rtsps,rtp,srtp,udp,tcp,tls,http,https,httpproxy,rtmp,rtmps,rtmpt,"
+    "rtmpts,hls,crypto"
+}
+"""FFmpeg option for sources of the network: a playlist they send cannot name a file of ours."""
 
 # What messages.Frame can carry as it is. The yuvj names are FFmpeg's old word for full range.
 _CARRIED: dict[str, PixelFormat] = {
@@ -51,6 +61,11 @@ class Picture(NamedTuple):
     rotation: int = 0
     pts_seconds: float | None = None
     image_name: str = ""
+    tainted: bool = False
+
+
+class NoPictureError(TimeoutError):
+    """Data comes, but for long no picture has come of it."""
 
 
 class VideoReader:
@@ -71,6 +86,9 @@ class VideoReader:
         self._num_packets = 0
         self._first_dts: int | None = None
         self._read_seconds = 0.0
+        self._tainted = False  # from damage until the next key frame
+        self._size = (0, 0)
+        self._decoded_at = 0.0  # time.monotonic() of the last picture
         self.num_damaged = 0
         """Packets that could not be decoded."""
 
@@ -94,15 +112,21 @@ class VideoReader:
             return self._num_packets + self.num_damaged < self._stream.frames
         return self._read_seconds < self._promised_seconds - 0.5
 
-    def pictures(self, stopped: threading.Event) -> Iterator[Picture]:
+    def pictures(
+        self, stopped: threading.Event, *, patience_seconds: float = math.inf
+    ) -> Iterator[Picture]:
         """Decode to the end, or until stopped. What an error while reading leaves behind in the
         decoder comes out first; then the error is raised.
 
         Raises:
-            BACKEND_ERRORS: the connection was lost, or the file cannot be read any further.
+            BACKEND_ERRORS: the connection was lost, or the file cannot be read any further;
+                NoPictureError: packets came for so many seconds, and not one picture of them.
         """
         packets = self._container.demux(self._stream)
+        self._decoded_at = time.monotonic()
         while not stopped.is_set():
+            if time.monotonic() - self._decoded_at > patience_seconds:
+                raise NoPictureError(f"data comes, but no picture for {patience_seconds:g} s")
             try:
                 packet = next(packets, None)
             except BACKEND_ERRORS:
@@ -133,13 +157,26 @@ class VideoReader:
             return packet.decode()
         except av.error.InvalidDataError:
             self.num_damaged += 1
+            self._tainted = True
             return []
+
+    def _is_tainted(self, frame: av.VideoFrame) -> bool:
+        """FFmpeg flags a damaged picture itself, not those that are predicted from it."""
+        size = (frame.height, frame.width)
+        if frame.is_corrupt or self._size not in (size, (0, 0)):
+            self._tainted = True
+        if frame.key_frame and not frame.is_corrupt:
+            self._tainted = False
+        self._size = size
+        return self._tainted
 
     def _picture(self, frame: av.VideoFrame) -> Picture:
         # PyAV states the turn counter-clockwise; a crooked one is taken for the nearest quarter.
         # Both are read before the conversion, which does not keep them.
         rotation = round(-frame.rotation / 90) % 4 * 90
         pts_seconds = frame.time
+        tainted = self._is_tainted(frame)
+        self._decoded_at = time.monotonic()
         if frame.format.name not in _CARRIED:
             pixel_format = "bgr24" if frame.format.is_rgb else "yuv420p"
             frame = self._reformatter.reformat(frame, format=pixel_format)
@@ -150,6 +187,7 @@ class VideoReader:
             full_range=frame.color_range == ColorRange.JPEG or "yuvj" in frame.format.name,
             rotation=rotation,
             pts_seconds=pts_seconds,
+            tainted=tainted,
         )
 
 
@@ -174,20 +212,6 @@ def color_space_of(frame: av.VideoFrame) -> ColorSpace:
     """The matrix the frame is tagged with; untagged, HD is BT.709 and anything smaller BT.601."""
     guess: ColorSpace = "bt709" if frame.height >= _HD_HEIGHT else "bt601"
     return _COLOR_SPACES.get(int(frame.colorspace), guess)
-
-
-def redact(text: object) -> str:
-    """The text without what might be a password in a URL: FFmpeg's own messages hold whole URLs.
-
-    Everything between `//` and the last `@` of a word goes (a password may hold raw slashes), and
-    so do the values of query-like parameters named after secrets.
-    """
-    without_user = re.sub(r"([A-Za-z][\w+.-]*://)\S*@", r"\1***@", str(text))
-    return re.sub(
-        r"(?i)\b(user(?:name)?|usr|pass(?:word|wd)?|pwd|token|key|secret|auth)=[^&\s/'\"]*",
-        r"\1=***",
-        without_user,
-    )
 
 
 def reason_of(error: Exception) -> str:

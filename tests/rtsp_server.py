@@ -9,6 +9,8 @@ RtspServer runs this very file with SYSTEM_PYTHON:
         server.freeze()                  a cable that is pulled
 
 Several clips are played one after the other: two sizes make a change of size within the stream.
+It can also damage or drop coded pictures, let the times jump, end in order, ask for a password
+(basic or digest), and send MPEG-TS, which says nothing of its content beforehand.
 """
 
 from __future__ import annotations
@@ -47,14 +49,33 @@ class RtspServer:
     """The server's process, seen from a test. It keeps its port over kill() and start()."""
 
     def __init__(
-        self, *clips: Path, user: str = "", password: str = "", corrupt: float = 0
+        self,
+        *clips: Path,
+        user: str = "",
+        password: str = "",
+        digest: bool = False,
+        corrupt: float = 0,
+        drop: float = 0,
+        jump_seconds: float = 0,
+        once: bool = False,
+        mpegts: bool = False,
     ) -> None:
+        """
+        Args:
+            corrupt, drop: share of the coded pictures that get bit errors, or are left out.
+            jump_seconds: added to the presentation times whenever the clips begin anew; below
+                zero, times go back.
+            once: end in order after the last clip.
+        """
         self.port = _free_port()
         self.url = f"rtsp://127.0.0.1:{self.port}/live"
         self._command = [SYSTEM_PYTHON, str(Path(__file__).resolve()), "--port", str(self.port)]
-        self._command += ["--corrupt", str(corrupt), *map(str, clips)]
+        self._command += ["--corrupt", str(corrupt), "--drop", str(drop)]
+        self._command += [f"--jump={jump_seconds}", *map(str, clips)]
         if user:
             self._command += ["--user", user, "--password", password]
+        flags = {"--digest": digest, "--once": once, "--mpegts": mpegts}
+        self._command += [flag for flag, given in flags.items() if given]
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> RtspServer:
@@ -129,6 +150,7 @@ def _serve(options: argparse.Namespace) -> None:
             self.alive = True
             self.clip = self.unit = 0
             self.started = -1  # running time at which the current clip began, nanoseconds
+            self.jumped = 0  # by how much times are wrong, nanoseconds
 
         def tick(self) -> bool:
             clock = self.feed.get_clock()
@@ -140,19 +162,34 @@ def _serve(options: argparse.Namespace) -> None:
                 self.alive = self.push(*clips[self.clip][self.unit])
                 self.unit += 1
                 if self.unit == len(clips[self.clip]):
-                    self.started += sum(unit[3] for unit in clips[self.clip])
-                    self.clip, self.unit = (self.clip + 1) % len(clips), 0
+                    self.begin_next_clip()
             return self.alive
 
+        def begin_next_clip(self) -> None:
+            self.started += sum(unit[3] for unit in clips[self.clip])
+            self.clip, self.unit = (self.clip + 1) % len(clips), 0
+            if self.clip == 0:
+                self.jumped += round(options.jump * 1e9)
+                if options.once:
+                    self.feed.emit("end-of-stream")
+                    self.alive = False
+
         def push(self, data: bytes, pts: int, dts: int, duration: int) -> bool:
+            if dice.random() < options.drop:
+                return True
             hit = dice.random() < options.corrupt
             buffer = Gst.Buffer.new_wrapped(_with_bit_errors(data, dice) if hit else data)
-            buffer.pts, buffer.dts = self.started + pts, self.started + dts
+            start = max(0, self.started + self.jumped)
+            buffer.pts, buffer.dts = start + pts, start + dts
             buffer.duration = duration
             return bool(self.feed.emit("push-buffer", buffer) == Gst.FlowReturn.OK)
 
         def end(self, _media: Any) -> None:
             self.alive = False
+
+    payloader = "rtph264pay name=pay0 pt=96"
+    if options.mpegts:
+        payloader = "mpegtsmux ! rtpmp2tpay name=pay0 pt=33"
 
     class Factory(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc, unused-ignore]
         def do_create_element(self, _url: Any) -> object:
@@ -160,7 +197,7 @@ def _serve(options: argparse.Namespace) -> None:
                 "( appsrc name=feed is-live=true format=time block=false"
                 " caps=video/x-h264,stream-format=byte-stream,alignment=au"
                 # Parameter sets once, by the parser; asking the payloader too would double frames.
-                " ! h264parse config-interval=-1 ! rtph264pay name=pay0 pt=96 )"
+                f" ! h264parse config-interval=-1 ! {payloader} )"
             )
 
         def do_configure(self, media: Any) -> None:
@@ -175,7 +212,7 @@ def _serve(options: argparse.Namespace) -> None:
     factory.set_shared(True)
     factory.set_latency(0)
     if options.user:
-        _ask_for_password(GstRtspServer, server, factory, options.user, options.password)
+        _ask_for_password(server, factory, options)
     server.get_mount_points().add_factory("/live", factory)
     if not server.attach(None):
         sys.exit(f"cannot listen on port {options.port}")
@@ -213,14 +250,20 @@ def _with_bit_errors(data: bytes, dice: random.Random) -> bytes:
     return bytes(damaged)
 
 
-def _ask_for_password(library: Any, server: Any, factory: Any, user: str, password: str) -> None:
-    """HTTP basic authentication, as most cameras have it."""
-    token = library.RTSPToken()
+def _ask_for_password(server: Any, factory: Any, options: argparse.Namespace) -> None:
+    """HTTP basic or digest authentication, as cameras have them."""
+    from gi.repository import GstRtsp, GstRtspServer  # type: ignore[import-not-found, unused-ignore]
+
+    token = GstRtspServer.RTSPToken()
     token.set_string("media.factory.role", "user")
-    auth = library.RTSPAuth()
-    auth.add_basic(library.RTSPAuth.make_basic(user, password), token)
+    auth = GstRtspServer.RTSPAuth()
+    if options.digest:
+        auth.set_supported_methods(GstRtsp.RTSPAuthMethod.DIGEST)
+        auth.add_digest(options.user, options.password, token)
+    else:
+        auth.add_basic(GstRtspServer.RTSPAuth.make_basic(options.user, options.password), token)
     server.set_auth(auth)
-    permissions = library.RTSPPermissions()
+    permissions = GstRtspServer.RTSPPermissions()
     permissions.add_role("user")
     for name in ("media.factory.access", "media.factory.construct"):
         permissions.add_permission_for_role("user", name, True)
@@ -234,4 +277,9 @@ if __name__ == "__main__":
     parser.add_argument("--user", default="")
     parser.add_argument("--password", default="")
     parser.add_argument("--corrupt", type=float, default=0, help="share of damaged pictures")
+    parser.add_argument("--drop", type=float, default=0, help="share of pictures left out")
+    parser.add_argument("--jump", type=float, default=0, help="seconds, whenever clips begin anew")
+    parser.add_argument("--digest", action="store_true", help="digest instead of basic")
+    parser.add_argument("--once", action="store_true", help="end after the last clip")
+    parser.add_argument("--mpegts", action="store_true", help="H.264 inside of MPEG-TS")
     _serve(parser.parse_args())
