@@ -8,6 +8,8 @@
 One frame a message: `pose/<stream>/`, a NUL byte, the message (docs/schema.md). The socket belongs
 to a thread of its own, so subscribers are greeted and told the status also while no pose comes.
 Nobody waits for a subscriber: whoever is too slow misses messages and sees it in `seq`.
+What stands beside it: overflows.py counts such messages, admission.py and curve.py let in whom they
+should.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import math
 import socket
 import threading
 import time
@@ -26,7 +29,9 @@ from typing import Literal
 
 import zmq
 
+from pipeline.admission import Admission
 from pipeline.messages import Poses
+from pipeline.overflows import Overflows
 from pipeline.schema import (
     Message,
     StreamStatus,
@@ -52,6 +57,8 @@ _SEND_BUFFER_BYTES = 16384
 _LONGEST_SUBSCRIPTION = 4096  # bytes; a peer that sends more is no subscriber and is cut off
 _GREETINGS = 16  # at once; a crowd of subscribers does not keep the poses waiting
 _MAX_PORT = 65535
+_WARN_SECONDS = 60.0
+_BIND_SECONDS = 2.0
 
 
 class Publisher:
@@ -65,6 +72,7 @@ class Publisher:
         session: str | None = None,
         status: Callable[[], Mapping[str, StreamStatus]] | None = None,
         num_streams: int = 1,
+        curve_dir: Path | None = None,
     ) -> None:
         """Bind, so that an endpoint that cannot be used is known at once.
 
@@ -76,20 +84,24 @@ class Publisher:
             status: how each stream is doing, by name; called from another thread, once a second
                 and at the end. None publishes no status.
             num_streams: how many sources will publish at about the same moment.
+            curve_dir: folder of keys (pipeline/curve.py): messages are encrypted, and only whose
+                key is there gets them. Read again when a file changes. None: no keys.
         Raises:
-            ValueError: the endpoint cannot be bound.
+            ValueError: the endpoint cannot be bound, or the keys cannot be used.
         """
-        endpoint = checked_endpoint(endpoint)
+        endpoint = checked_endpoint(endpoint, has_keys=curve_dir is not None)
         self._encode = {"json": encode_json, "msgpack": encode_msgpack}[format]
         self._session = session or new_session()
         self._status = status
         self._num_messages: Counter[bytes] = Counter()  # by topic
         self._last_status: dict[str, bytes] = {}
-        self._outbox: deque[bytes] = deque(maxlen=_OUTBOX)
-        self._num_overflows = 0
+        self._outbox: deque[tuple[bytes, bytes]] = deque(maxlen=_OUTBOX)  # topic, frame
         self._failure: Exception | None = None
         self._closing = False
         self._queued_messages = _QUEUED_MESSAGES + _QUEUED_MESSAGES_PER_STREAM * num_streams
+        self._overflows = Overflows(queued_messages=self._queued_messages)
+        self._curve_dir = curve_dir
+        self._warned_at = -math.inf
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
@@ -106,14 +118,16 @@ class Publisher:
             raise
         logger.info("publishing poses at %s", self.endpoint)
 
-    @property
-    def num_overflows(self) -> int:
-        """How often a message found a subscriber's queue full.
+    def overflows(self) -> dict[str, int]:
+        """How many messages some subscriber could not take, by stream; see overflows.py.
 
-        A lower bound of what subscribers missed: until a full queue has room again the socket
-        leaves that subscriber out without a word. Exact is the gap in `seq` at the subscriber.
+        From any thread.
         """
-        return self._num_overflows
+        return {
+            name.decode().split("/")[1]: count
+            for name, count in dict(self._overflows.by_topic).items()
+            if name.startswith(b"pose/")
+        }
 
     def __call__(self, poses: Poses) -> None:
         if self._failure is not None:
@@ -121,7 +135,7 @@ class Publisher:
         name = topic("pose", poses.frame.source)
         message = pose_message(poses, session=self._session, seq=self._num_messages[name])
         self._num_messages[name] += 1
-        self._outbox.append(self._frame(name, message))
+        self._outbox.append((name, self._frame(name, message)))
         self._wake()
 
     def close(self) -> None:
@@ -144,37 +158,49 @@ class Publisher:
     # From here on: the publisher's thread.
 
     def _run(self, endpoint: str, bound: Future[str]) -> None:
-        # Its own context: term() waits until the last messages are out, or have lingered.
+        # Its own context: term() waits until the last messages are out, or have lingered, and the
+        # ZAP requests of a context all go to one place.
         context = zmq.Context()
+        xpub = _new_socket(context, endpoint, queued_messages=self._queued_messages)
+        admission: Admission | None = None
         try:
-            xpub = _bound_socket(context, endpoint, queued_messages=self._queued_messages)
+            admission = Admission(context, xpub, curve_dir=self._curve_dir)
+            _bind(xpub, endpoint)
         except ValueError as error:
+            if admission is not None:
+                admission.close()
+            xpub.close(linger=0)
             context.term()
             bound.set_exception(error)
             return
         bound.set_result(xpub.getsockopt_string(zmq.LAST_ENDPOINT))
         try:
-            self._serve(xpub)
+            self._serve(xpub, admission)
         except Exception as error:
             logger.exception("the publisher's thread failed")
             self._failure = error  # the next call raises it where the stream can see it
         finally:
+            admission.close()
             xpub.close(linger=_LINGER_MS)
             context.term()
 
-    def _serve(self, xpub: zmq.Socket[bytes]) -> None:
+    def _serve(self, xpub: zmq.Socket[bytes], admission: Admission) -> None:
         poller = zmq.Poller()
-        poller.register(xpub, zmq.POLLIN)
-        poller.register(self._wake_reader, zmq.POLLIN)
+        for readable in (xpub, self._wake_reader, *admission.sockets):
+            poller.register(readable, zmq.POLLIN)
         status_due = time.monotonic()
         while not self._closing:
             wait_seconds = max(0.0, status_due - time.monotonic())
             poller.poll(round(1000 * wait_seconds) + 1)
             self._clear_wake()
             self._send_outbox(xpub)
+            admission.handle()
             if time.monotonic() >= status_due:
                 status_due = time.monotonic() + _STATUS_SECONDS
                 self._send_status(xpub)
+                if admission.every_second():
+                    _bind_anew(xpub)
+                    admission.forget_connections()
             self._greet(xpub)
         self._send_outbox(xpub)
         self._send_status(xpub)
@@ -185,10 +211,14 @@ class Publisher:
 
     def _send_outbox(self, xpub: zmq.Socket[bytes]) -> None:
         while self._outbox:
-            self._send(xpub, self._outbox.popleft())
+            self._send(xpub, *self._outbox.popleft())
 
     def _send_status(self, xpub: zmq.Socket[bytes]) -> None:
-        for stream, status in self._status().items() if self._status else ():
+        overflows = self.overflows()
+        statuses = self._status() if self._status else {}
+        for gone in self._last_status.keys() - statuses.keys():
+            del self._last_status[gone]
+        for stream, status in statuses.items():
             name = topic("status", stream)
             message = status_message(
                 stream,
@@ -196,11 +226,11 @@ class Publisher:
                 session=self._session,
                 seq=self._num_messages[name],
                 unix_s=time.time(),
-                overflows=self._num_overflows,
+                overflows=overflows.get(stream, 0),
             )
             self._num_messages[name] += 1
             self._last_status[stream] = self._frame(name, message)
-            self._send(xpub, self._last_status[stream])
+            self._send(xpub, name, self._last_status[stream])
 
     def _greet(self, xpub: zmq.Socket[bytes]) -> None:
         """Send a new subscriber the last status of what it asked for, rather than a second later.
@@ -213,27 +243,34 @@ class Publisher:
             except zmq.Again:
                 return
             if request[:1] == b"\x01":  # a subscription; the rest is the beginning of a topic
-                for frame in self._last_status.values():
+                for stream, frame in self._last_status.items():
                     if frame.startswith(request[1:]):
-                        self._send(xpub, frame)
+                        self._send(xpub, topic("status", stream), frame)
 
-    def _send(self, xpub: zmq.Socket[bytes], frame: bytes) -> None:
+    def _send(self, xpub: zmq.Socket[bytes], name: bytes, frame: bytes) -> None:
         """To every subscriber that has room; never waits."""
+        found_full = False
         try:
-            xpub.send(frame, zmq.NOBLOCK)
+            receipt = xpub.send(frame, zmq.NOBLOCK, copy=False, track=True)
         except zmq.Again:  # somebody has none (XPUB_NODROP says so), and nobody got it yet
-            if self._num_overflows == 0:
-                logger.warning("a subscriber cannot keep up; it will see gaps in seq")
-            self._num_overflows += 1
+            found_full = True
             xpub.setsockopt(zmq.XPUB_NODROP, 0)
-            xpub.send(frame, zmq.NOBLOCK)
+            receipt = xpub.send(frame, zmq.NOBLOCK, copy=False, track=True)
             xpub.setsockopt(zmq.XPUB_NODROP, 1)
+        self._overflows.sent(name, receipt, found_full=found_full)
+        if found_full and time.monotonic() - self._warned_at > _WARN_SECONDS:
+            self._warned_at = time.monotonic()
+            logger.warning(
+                "a subscriber cannot keep up and sees gaps in seq; messages so far that somebody "
+                "could not take: %d",
+                self._overflows.by_topic.total(),
+            )
 
 
-def _bound_socket(
+def _new_socket(
     context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, queued_messages: int
 ) -> zmq.Socket[bytes]:
-    """An XPUB socket at the endpoint; ValueError where it cannot be bound."""
+    """An XPUB socket for the endpoint."""
     xpub = context.socket(zmq.XPUB)
     xpub.setsockopt(zmq.XPUB_VERBOSE, 1)  # every subscription is reported, also a second alike
     xpub.setsockopt(zmq.XPUB_NODROP, 1)
@@ -244,16 +281,35 @@ def _bound_socket(
     # A peer whose cable was pulled is forgotten; one that is merely busy for a while is not.
     xpub.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
     xpub.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
-    try:
-        xpub.bind(endpoint)
-    except zmq.ZMQError as error:
-        xpub.close(linger=0)
-        reason = zmq.strerror(error.errno) if error.errno else str(error)
-        raise ValueError(f"cannot publish at {endpoint}: {reason.lower()}") from None
+    xpub.copy_threshold = 0  # pyzmq has no receipt for what it copies
     return xpub
 
 
-def checked_endpoint(endpoint: str) -> str:
+def _bind(xpub: zmq.Socket[bytes], endpoint: str) -> None:
+    """ValueError where it cannot be bound."""
+    try:
+        xpub.bind(endpoint)
+    except zmq.ZMQError as error:
+        reason = zmq.strerror(error.errno) if error.errno else str(error)
+        raise ValueError(f"cannot publish at {endpoint}: {reason.lower()}") from None
+
+
+def _bind_anew(xpub: zmq.Socket[bytes]) -> None:
+    """Cut all connections; subscribers come back by themselves, within a moment."""
+    endpoint = xpub.getsockopt_string(zmq.LAST_ENDPOINT)
+    logger.info("keys have changed: all subscribers must show theirs again")
+    xpub.unbind(endpoint)
+    deadline = time.monotonic() + _BIND_SECONDS
+    while True:
+        try:
+            return _bind(xpub, endpoint)
+        except ValueError:  # libzmq frees the address in its own time
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def checked_endpoint(endpoint: str, *, has_keys: bool = False) -> str:
     """The endpoint in ZeroMQ's spelling; loud where others than this machine can connect.
 
     Raises:
@@ -271,10 +327,11 @@ def checked_endpoint(endpoint: str) -> str:
         raise ValueError(
             f"cannot publish at {endpoint!r}; expected tcp://host:port, ipc://path or a port"
         )
-    if not _is_loopback(host):
+    if not has_keys and not _is_loopback(host):
         logger.warning(
             "publishing at %s: whoever reaches this machine can see every pose, for nothing is "
-            "encrypted and nobody is asked for a key; use tcp://127.0.0.1:%s to keep it local",
+            "encrypted and nobody is asked for a key; use --curve-dir to ask for keys, or "
+            "tcp://127.0.0.1:%s to keep it local",
             endpoint,
             port,
         )

@@ -16,6 +16,7 @@ import msgpack
 import numpy as np
 
 from pipeline.messages import Poses
+from pipeline.redaction import redact
 
 POSE_SCHEMA = "pose/1"
 STATUS_SCHEMA = "status/1"
@@ -28,13 +29,21 @@ class StreamStatus:
     """How one stream is doing; what a status message says of it."""
 
     state: str
-    """Of its source, in one word: idle, connecting, running, waiting, ended; see docs/schema.md."""
+    """Of its source, in one word, one of source_state.SourceState; see docs/schema.md."""
     fps: float
     """Frames with poses a second, lately."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Frames that did not become poses since the start, by reason."""
     latency_ms: Mapping[str, float] = field(default_factory=dict)
     """Capture-to-pose latency, lately: p50, p95, p99."""
+    reason: str = ""
+    """Why the source is in that state; empty while all is well."""
+    since_unix_s: float | None = None
+    """Wall clock at which the state began; None where the source is in another process."""
+    retries: Mapping[str, int] = field(default_factory=dict)
+    """How often its connection was lost or did not come about, by reason in one word."""
+    tainted: int = 0
+    """Frames that were damaged, or predicted from damaged ones."""
 
 
 def new_session() -> str:
@@ -59,7 +68,8 @@ def pose_message(poses: Poses, *, session: str, seq: int) -> Message:
     Raises:
         ValueError: a coordinate or score is NaN or infinite, which JSON cannot say.
     """
-    if not (np.isfinite(poses.keypoints).all() and np.isfinite(poses.scores).all()):
+    numbers = (poses.keypoints, poses.scores, *_smoothed_arrays(poses))
+    if not all(np.isfinite(array).all() for array in numbers):
         raise ValueError(f"{poses!r} holds a coordinate or score that is not finite")
     frame = poses.frame
     return {
@@ -72,6 +82,7 @@ def pose_message(poses: Poses, *, session: str, seq: int) -> Message:
         "captured_unix_s": round(frame.captured_unix_s, 3),
         "clock": "arrival",
         "size": list(frame.size),
+        "tainted": frame.tainted,
         "skeleton": poses.skeleton,
         "latency_ms": round(poses.latency_ms, 1),
         "people": _people(poses),
@@ -85,6 +96,7 @@ def _people(poses: Poses) -> list[Message]:
         _rounded(poses.scores, 4),
         person_boxes(poses.keypoints, poses.filled),
         keypoints,
+        _smoothed(poses),
         poses.filled.astype(int).tolist(),
         strict=True,
     )
@@ -94,10 +106,22 @@ def _people(poses: Poses) -> list[Message]:
             "score": score,
             "bbox": None if box is None else _rounded(box, 1),
             "keypoints": person,
+            "smoothed": smoothed,
             "filled": filled,
         }
-        for identity, score, box, person, filled in people
+        for identity, score, box, person, smoothed, filled in people
     ]
+
+
+def _smoothed(poses: Poses) -> list[Any]:
+    """Of every person: [x, y] of every keypoint, to 0.1 pixel; None where nothing is smoothed."""
+    for array in _smoothed_arrays(poses):
+        return cast(list[Any], (np.round(array.astype(np.float64), 1) + 0.0).tolist())
+    return [None] * len(poses.scores)
+
+
+def _smoothed_arrays(poses: Poses) -> tuple[np.ndarray, ...]:
+    return () if poses.smoothed is None else (poses.smoothed,)
 
 
 def person_boxes(keypoints: np.ndarray, filled: np.ndarray) -> list[np.ndarray | None]:
@@ -149,7 +173,7 @@ def status_message(
         session: see new_session.
         seq: number of this message among the status messages of its stream.
         unix_s: wall clock of now.
-        overflows: how often a subscriber's queue at the publisher was full (all streams together).
+        overflows: messages of this stream that some subscriber could not take.
     """
     return {
         "schema": STATUS_SCHEMA,
@@ -158,6 +182,10 @@ def status_message(
         "seq": seq,
         "unix_s": round(unix_s, 3),
         "state": status.state,
+        "reason": redact(status.reason),
+        "since_unix_s": None if status.since_unix_s is None else round(status.since_unix_s, 3),
+        "retries": dict(status.retries),
+        "tainted": status.tainted,
         "fps": round(status.fps, 2),
         "dropped": dict(status.dropped),
         "latency_ms": {name: round(ms, 1) for name, ms in status.latency_ms.items()},
@@ -172,6 +200,12 @@ def encode_json(message: Any) -> bytes:
 
 
 def encode_msgpack(message: Message) -> bytes:
-    """The same message as msgpack; numbers stay float64 (a float32 cannot hold a date)."""
-    packed: bytes = msgpack.packb(message)
-    return packed
+    """The same map as msgpack; what `people` holds is float32, to half the size.
+
+    The rest stays float64: a float32 holds today's date to a minute.
+    """
+    packer = msgpack.Packer()
+    parts = [packer.pack_map_header(len(message))]
+    for key, value in message.items():
+        parts += packer.pack(key), msgpack.packb(value, use_single_float=key == "people")
+    return b"".join(parts)

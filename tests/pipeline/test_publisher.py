@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,12 +18,14 @@ from typing import Any
 
 import jsonschema
 import msgpack
+import numpy as np
 import pytest
 import zmq
 
 from benchmarks.people import crowd, poses_of
+from pipeline.curve import make_keys
 from pipeline.publisher import Publisher, checked_endpoint
-from pipeline.schema import StreamStatus
+from pipeline.schema import StreamStatus, pose_message
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -107,8 +112,16 @@ def test_msgpack_says_the_same(context: zmq.Context[zmq.Socket[bytes]]) -> None:
     topic, _, body = sub.recv().partition(b"\0")
     assert topic == b"pose/cam1/"
     message = msgpack.unpackb(body)
-    assert message["schema"] == "pose/1"
-    assert len(message["people"]) == 3
+    exact = pose_message(
+        poses_of(PEOPLE, source="cam1"), session=message["session"], seq=message["seq"]
+    )
+    assert message["captured_unix_s"] == exact["captured_unix_s"]
+    assert message.keys() == exact.keys()
+    for person, other in zip(message["people"], exact["people"], strict=True):
+        assert np.abs(np.subtract(person["keypoints"], other["keypoints"])).max() < 1e-4
+        assert {**person, "score": 0, "bbox": 0, "keypoints": 0} == {
+            **other, "score": 0, "bbox": 0, "keypoints": 0,
+        }  # fmt: skip
 
 
 def test_a_burst_of_sixteen_cameras_reaches_a_fast_subscriber_whole(
@@ -123,7 +136,7 @@ def test_a_burst_of_sixteen_cameras_reaches_a_fast_subscriber_whole(
             publisher(poses_of(PEOPLE, source=f"cam{camera}", index=index))
         assert [receive(sub)[1]["frame"] for _ in range(17)] == [index] * 17
     publisher.close()
-    assert publisher.num_overflows == 0
+    assert publisher.overflows() == {}
 
 
 def test_a_slow_subscriber_misses_messages_and_holds_up_nobody(
@@ -139,13 +152,14 @@ def test_a_slow_subscriber_misses_messages_and_holds_up_nobody(
         publisher(poses_of(people, source="cam1", index=index))
         assert receive(fast)[1]["seq"] == index
     # The slow one has not read a single message by now, and yet all went on.
-    assert publisher.num_overflows > 0
+    counted = publisher.overflows()["cam1"]
     assert sum("cannot keep up" in record.message for record in caplog.records) == 1
     seen = []
     while slow.poll(300):
         seen.append(receive(slow)[1]["seq"])
     assert 0 < len(seen) < num_messages / 2
     assert seen == sorted(set(seen))
+    assert counted == num_messages - len(seen), "every loss was counted"
     publisher(poses_of(people, source="cam1"))
     assert receive(slow)[1]["seq"] == num_messages, "once it reads again it is served again"
     publisher.close()
@@ -242,6 +256,9 @@ def test_a_peer_that_talks_nonsense_is_ignored(context: zmq.Context[zmq.Socket[b
 
 
 def test_closing_leaves_no_thread_and_frees_the_port() -> None:
+    with_receipts = Publisher(FREE)
+    with_receipts(poses_of(PEOPLE))
+    with_receipts.close()  # pyzmq keeps one thread for the receipts of all sockets
     before = threading.active_count()
     for _ in range(3):
         publisher = Publisher(FREE)
@@ -323,13 +340,37 @@ def test_loopback_unless_told_and_loud_if_told(
         assert checked_endpoint(endpoint) == address
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == loud
+    assert all("can see every pose" in warning.getMessage() for warning in warnings)
+    caplog.clear()
+    assert checked_endpoint(endpoint, has_keys=True) == address
+    assert caplog.records == [], "with keys it may be open to all"
 
 
-def test_the_example_prints_people(context: zmq.Context[zmq.Socket[bytes]]) -> None:
-    publisher = Publisher(FREE)
+NODE_MODULES = (
+    Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    / "posestream/node/node_modules"
+)
+NODE = shutil.which("node") if (NODE_MODULES / "zeromq").is_dir() else None
+EXAMPLES = [
+    pytest.param([sys.executable, str(ROOT / "examples" / "subscriber.py")], id="python"),
+    pytest.param(
+        [NODE or "node", str(ROOT / "examples" / "subscriber.js")],
+        id="node",
+        marks=pytest.mark.skipif(NODE is None, reason="needs Node.js and .ci/node-packages"),
+    ),
+]
+
+
+@pytest.mark.parametrize("with_keys", [False, True])
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_the_examples_print_people(command: list[str], with_keys: bool, tmp_path: Path) -> None:
+    make_keys(tmp_path, ["alice"])
+    publisher = Publisher(FREE, curve_dir=tmp_path if with_keys else None)
+    keys = [str(tmp_path / "hand_out" / "alice.key_secret"), str(tmp_path / "server.key")]
     example = subprocess.Popen(
-        [sys.executable, str(ROOT / "examples" / "subscriber.py"), publisher.endpoint, "cam1"],
+        [*command, publisher.endpoint, "cam1", *(keys if with_keys else [])],
         stdout=subprocess.PIPE,
+        env={**os.environ, "NODE_PATH": str(NODE_MODULES)},
         text=True,
     )
     assert example.stdout is not None
@@ -339,15 +380,16 @@ def test_the_example_prints_people(context: zmq.Context[zmq.Socket[bytes]]) -> N
     )
     reader.start()
     index = 0
-    while reader.is_alive():
+    deadline = time.monotonic() + 30
+    while reader.is_alive() and time.monotonic() < deadline:
         for source in ("cam10", "cam1"):
             publisher(poses_of(PEOPLE, source=source, index=index))
         index += 1
         time.sleep(0.02)
     example.kill()
     example.wait()
+    reader.join()
     publisher.close()
-    assert lines[0].startswith("cam1 frame ")
-    assert lines[0].endswith(": 3 people\n")
-    assert lines[1].startswith("  id 0 score ")
+    assert re.fullmatch(r"cam1 frame \d+: 3 people\n", lines[0])
+    assert re.fullmatch(r"  id 0 score 0\.\d+ box \[[\d., ]+\] points 17\n", lines[1])
     assert lines[4].startswith("cam1 frame ")

@@ -68,6 +68,18 @@ def test_a_message_says_what_the_poses_say() -> None:
         assert np.abs(seen[:, 2] - truth[:, 2]).max() <= 0.000051
 
 
+def test_smoothed_keypoints_stand_beside_the_raw_ones_or_are_null() -> None:
+    keypoints = crowd(2, (720, 1280))
+    smoothed = keypoints[..., :2] + 3
+    message = decoded(pose_message(poses_of(keypoints, smoothed=smoothed), session="s", seq=0))
+    for person, calm in zip(message["people"], smoothed, strict=True):
+        assert np.abs(np.array(person["smoothed"]) - calm).max() <= 0.0501
+    raw = decoded(pose_message(poses_of(keypoints), session="s", seq=0))
+    assert [person["smoothed"] for person in raw["people"]] == [None, None]
+    for person, plain in zip(message["people"], raw["people"], strict=True):
+        assert person["keypoints"] == plain["keypoints"]
+
+
 def test_numbers_are_rounded_and_short() -> None:
     text = encode_json(pose_message(poses_of(crowd(5, (720, 1280))), session="s", seq=0)).decode()
     people = text[text.index('"people"') :]
@@ -111,7 +123,8 @@ def test_every_message_obeys_the_schema(
     keypoints[rng.random(keypoints.shape[:2]) < 0.3] = 0
     filled = rng.random((num_people, num_keypoints)) < 0.5
     ids = rng.integers(-1, 5, num_people)
-    poses = poses_of(keypoints, filled=filled, ids=ids, pts_seconds=None)
+    smoothed = keypoints[..., :2] if seed % 2 else None
+    poses = poses_of(keypoints, filled=filled, ids=ids, pts_seconds=None, smoothed=smoothed)
     message = pose_message(poses, session=new_session(), seq=seed)
     assert decoded(message)["pts_seconds"] is None
     VALIDATOR.validate(msgpack.unpackb(encode_msgpack(message)))
@@ -124,10 +137,11 @@ def test_status_obeys_the_schema_and_msgpack_says_the_same() -> None:
     assert msgpack.unpackb(encode_msgpack(status())) == message
 
 
-@pytest.mark.parametrize("where", ["keypoints", "scores"])
+@pytest.mark.parametrize("where", ["keypoints", "scores", "smoothed"])
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_a_number_that_json_cannot_say_is_refused(where: str, number: float) -> None:
-    poses = poses_of(crowd(2, (720, 1280)))
+    people = crowd(2, (720, 1280))
+    poses = poses_of(people, smoothed=people[..., :2])
     spoilt = getattr(poses, where).copy()
     spoilt.flat[4 % spoilt.size] = number
     with pytest.raises(ValueError, match="not finite"):
