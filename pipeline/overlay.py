@@ -1,30 +1,34 @@
-"""Poses drawn over the picture, and the drawn pictures as a video file.
+"""Poses drawn over their picture, for people to look at.
 
-    Poses -> picture -> draw_poses -> VideoWriter (video_writer.py), one file for each source
+    Poses -> picture -> draw_poses -> video_sink.py, viewer.py
 
 Colours tell the sides of the body apart, widths follow the size of the person, and what refine
 merely filled in looks different from what the network found. Nothing here decides which people
-there are.
+there are, nor where the picture goes.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from contextlib import ExitStack
+import threading
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 
 from nets.skeletons import SKELETONS, Skeleton
 from pipeline.messages import Poses
-from pipeline.outputs import OutputNames, check_output_file
 from pipeline.schema import person_boxes
-from pipeline.video_writer import VIDEO_SUFFIXES, VideoWriter
 
 Color = tuple[int, int, int]
+Colors = Literal["side", "id"]
+"""What a skeleton's colours tell apart: sides of the body, or people."""
+Draw = Callable[[Poses], np.ndarray]
+"""Makes the (height, width, 3) uint8 BGR picture that a sink shows of a frame."""
 
 # BGR.
 SIDE_COLORS: dict[str, Color] = {
@@ -43,6 +47,9 @@ _ID_COLORS: tuple[Color, ...] = (
 _SHIFT = 4  # OpenCV takes coordinates in 1/16 pixel
 _Plate = tuple[int, int, int, int]  # left, top, right, bottom of a label
 _FAR = 1 << 14  # pixels; what lies further out is drawn at that border
+_NUM_SHARED = 4
+_ANGLES = 2 * math.pi * np.arange(16) / 16
+_UNIT_CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=-1)  # (16, 2)
 
 
 def draw_poses(
@@ -53,6 +60,8 @@ def draw_poses(
     min_keypoint_score: float = 0.1,
     labels: bool = True,
     boxes: bool = False,
+    colors: Colors = "side",
+    smoothed: bool = True,
 ) -> np.ndarray:
     """Draw people into a picture, in place.
 
@@ -63,6 +72,8 @@ def draw_poses(
         min_keypoint_score: no keypoint below it is drawn, and no limb that needs one.
         labels: write each person's id and score above the head.
         boxes: draw each person's box.
+        colors: "id" gives each person one colour; who has no id is grey.
+        smoothed: draw the smoothed keypoints where poses have them.
     Returns:
         image_bgr.
     """
@@ -70,6 +81,8 @@ def draw_poses(
     drawn = (scores > 0) & (scores >= min_keypoint_score)
     drawn &= np.isfinite(poses.keypoints).all(axis=-1)
     keypoints = np.where(drawn[..., None], poses.keypoints, 0)
+    if smoothed and poses.smoothed is not None:
+        keypoints[..., :2] = np.where(drawn[..., None], poses.smoothed, 0)
     people = _smallest_first(keypoints, poses.filled)
     for i, box in people:
         width = line_width(_size(box), image_bgr.shape[:2])
@@ -82,6 +95,7 @@ def draw_poses(
             filled=poses.filled[i],
             skeleton=skeleton,
             width=width,
+            color=_id_color(poses.ids[i]) if colors == "id" else None,
         )
     if labels:
         plates: list[_Plate] = []
@@ -143,12 +157,13 @@ def _draw_person(
     filled: np.ndarray,
     skeleton: Skeleton,
     width: int,
+    color: Color | None,
 ) -> None:
     """Limbs, then keypoints, over a dark edge that stands out from any background.
 
-    A filled keypoint is a ring, and its limbs are thin.
+    A filled keypoint is a ring, and its limbs are thin. A colour replaces those of the sides.
     """
-    points = np.round(np.clip(keypoints[:, :2], -_FAR, _FAR) * (1 << _SHIFT)).astype(np.int32)
+    points = _fixed(np.clip(keypoints[:, :2], -_FAR, _FAR))
     keypoint_looks, limb_looks = _looks(skeleton)
     edge = max(1, round(width / 4))
     fine, thin = max(1, round(0.6 * width)), max(1, round(0.3 * width))
@@ -157,33 +172,41 @@ def _draw_person(
     for (a, b), look in zip(skeleton.limbs, limb_looks, strict=True):
         if drawn[a] and drawn[b]:
             stroke = thin if filled[a] or filled[b] else fine if look.face else width
-            strokes.setdefault((stroke, look.color), []).append(points[[a, b]])
+            strokes.setdefault((stroke, color or look.color), []).append(points[[a, b]])
     for (stroke, _), limbs in strokes.items():
         _draw_limbs(image, limbs, _EDGE, stroke + 2 * edge)
-    for (stroke, color), limbs in strokes.items():
-        _draw_limbs(image, limbs, color, stroke)
+    for (stroke, limb_color), limbs in strokes.items():
+        _draw_limbs(image, limbs, limb_color, stroke)
 
+    diameters = np.array([fine if look.face else width for look in keypoint_looks])
+    radii = 0.5 * (diameters + thin * filled) + edge
+    inner, outer = _circles(points, radii), _circles(points, radii + edge)
     for k in np.flatnonzero(drawn).tolist():
-        look = keypoint_looks[k]
-        radius = 0.5 * (fine if look.face else width) + edge
         if filled[k]:
-            radius += 0.5 * thin
-            _draw_circle(image, points[k], radius, _EDGE, thin + 2 * edge)
-            _draw_circle(image, points[k], radius, look.color, thin)
+            ring = [inner[k]]
+            cv2.polylines(image, ring, True, _EDGE, thin + 2 * edge, cv2.LINE_AA, _SHIFT)
+            ring_color = color or keypoint_looks[k].color
+            cv2.polylines(image, ring, True, ring_color, thin, cv2.LINE_AA, _SHIFT)
         else:
-            _draw_circle(image, points[k], radius + edge, _EDGE, cv2.FILLED)
-            _draw_circle(image, points[k], radius, _WHITE, cv2.FILLED)
+            cv2.fillConvexPoly(image, outer[k], _EDGE, cv2.LINE_AA, _SHIFT)
+            cv2.fillConvexPoly(image, inner[k], _WHITE, cv2.LINE_AA, _SHIFT)
 
 
 def _draw_limbs(image: np.ndarray, limbs: list[np.ndarray], color: Color, width: int) -> None:
     cv2.polylines(image, limbs, False, color, width, cv2.LINE_AA, _SHIFT)
 
 
-def _draw_circle(
-    image: np.ndarray, point: np.ndarray, radius: float, color: Color, width: int
-) -> None:
-    centre = (int(point[0]), int(point[1]))
-    cv2.circle(image, centre, round(radius * (1 << _SHIFT)), color, width, cv2.LINE_AA, _SHIFT)
+def _circles(points: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    """(K, 16, 2) int32 outlines around (K, 2) points, both in 1/16 pixel; radii (K,) in pixels.
+
+    cv2.circle makes four corners of a small radius, and is slower.
+    """
+    return np.asarray(points[:, None] + _fixed(radii[:, None, None] * _UNIT_CIRCLE))
+
+
+def _fixed(pixels: np.ndarray) -> np.ndarray:
+    """As OpenCV takes coordinates between pixels: int32 in 1/16 pixel."""
+    return np.round(pixels * (1 << _SHIFT)).astype(np.int32)
 
 
 def _draw_box(image: np.ndarray, box: np.ndarray, color: Color, width: int) -> None:
@@ -239,52 +262,43 @@ def picture(poses: Poses, *, on_black: bool = False) -> np.ndarray:
 
 
 def drawn_picture(
-    poses: Poses, *, min_keypoint_score: float = 0.1, on_black: bool = False
+    poses: Poses,
+    *,
+    min_keypoint_score: float = 0.1,
+    on_black: bool = False,
+    colors: Colors = "side",
+    smoothed: bool = True,
 ) -> np.ndarray:
     """The poses drawn over their picture, or on black: what sinks for people to look at show."""
     skeleton = SKELETONS[poses.skeleton]
     image = picture(poses, on_black=on_black)
-    return draw_poses(image, poses, skeleton, min_keypoint_score=min_keypoint_score)
+    return draw_poses(
+        image, poses, skeleton, min_keypoint_score=min_keypoint_score, colors=colors,
+        smoothed=smoothed,
+    )  # fmt: skip
 
 
-class OverlayVideo:
-    """The sink of `--save`: every source's pictures, drawn upon, in its own video file."""
+class SharedPictures:
+    """Draws each picture once for several sinks of a stream that show the same.
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        per_source: bool = False,
-        min_keypoint_score: float = 0.1,
-        on_black: bool = False,
-    ) -> None:
-        """Check the path; files are opened with the first frame, whose size they take.
+    The last few are kept, for the sinks need not be at the same frame. What it returns is
+    read-only, since others look at it too.
+    """
 
-        Args:
-            path: .mp4 or .mkv; a file that is there will be replaced.
-            per_source: put each source's name before the suffix; for more than one source.
-            min_keypoint_score: see draw_poses.
-            on_black: draw on black instead of the picture.
-        Raises:
-            ValueError: the file cannot be written there.
-        """
-        check_output_file(path, suffixes=VIDEO_SUFFIXES)
-        self._names = OutputNames(path, per_source=per_source)
-        self._writers: dict[str, VideoWriter] = {}
-        self._min_keypoint_score = min_keypoint_score
-        self._on_black = on_black
+    def __init__(self, draw: Draw) -> None:
+        """Args: draw: makes a new picture, as drawn_picture does."""
+        self._draw = draw
+        self._lock = threading.Lock()  # whoever comes second waits for the picture
+        self._recent: deque[tuple[tuple[str, int, int], np.ndarray]] = deque(maxlen=_NUM_SHARED)
 
-    def __call__(self, poses: Poses) -> None:
-        source = poses.frame.source
-        if source not in self._writers:
-            self._writers[source] = VideoWriter(self._names.for_source(source))
-        image = drawn_picture(
-            poses, min_keypoint_score=self._min_keypoint_score, on_black=self._on_black
-        )
-        self._writers[source].write(image, poses.frame)
-
-    def close(self) -> None:
-        """Finish every file, also where finishing another one failed."""
-        with ExitStack() as closing:
-            for writer in self._writers.values():
-                closing.callback(writer.close)
+    def __call__(self, poses: Poses) -> np.ndarray:
+        frame = poses.frame
+        wanted = frame.source, frame.index, frame.captured_ns
+        with self._lock:
+            for key, image in self._recent:
+                if key == wanted:
+                    return image
+            image = self._draw(poses)
+            image.flags.writeable = False
+            self._recent.append((wanted, image))
+            return image

@@ -3,12 +3,15 @@
     picture -> fitted into the file's size -> YUV -> encoder -> .mp4 or .mkv
     frame's times -> ticks of the file --------------^
 
-Knows nothing of people: what is on the pictures is the caller's business.
+Knows nothing of people, nor of other files: see segments.py.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,24 +22,26 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from pipeline.messages import Frame
-from pipeline.outputs import check_output_file
 
 logger = logging.getLogger(__name__)
 
 _TICKS_PER_SECOND = 90_000
 _JUMP_SECONDS = 2.0  # between two frames: no longer the same clock
 
-# A killed process leaves whole fragments (mp4) or clusters (mkv), each begun by a keyframe and
-# written out at once; closed cleanly, hybrid_fragmented turns the file into a plain mp4.
+# A killed process leaves whole fragments (mp4: each begun by a keyframe) or clusters (mkv: one a
+# picture), written out at once; closed cleanly, hybrid_fragmented makes it a plain mp4.
 _CONTAINER_OPTIONS = {
     ".mp4": {"movflags": "hybrid_fragmented+frag_keyframe", "flush_packets": "1"},
-    ".mkv": {"cluster_time_limit": "1000", "flush_packets": "1"},
+    ".mkv": {"cluster_time_limit": "1", "flush_packets": "1"},
 }
 VIDEO_SUFFIXES = tuple(_CONTAINER_OPTIONS)
 
 # Without B-frames (bf=0) encoding takes two thirds of the CPU time and the file starts at time 0;
-# it grows by a seventh. Every thread holds a frame back, which a kill would cost.
-_ENCODER_OPTIONS = {"preset": "veryfast", "crf": "23", "bf": "0", "threads": "4"}
+# it grows by a seventh. Without looking ahead it grows by another twelfth, and a kill costs no
+# dozen pictures that wait in the encoder, which are seconds of a slow camera.
+_ENCODER_OPTIONS = {
+    "preset": "veryfast", "crf": "23", "bf": "0", "rc-lookahead": "0", "threads": "4",
+}  # fmt: skip
 
 
 class VideoWriter:
@@ -45,19 +50,27 @@ class VideoWriter:
     Frames keep their presentation times, so a dropped frame is a pause and the speed is right.
     The first picture gives the size (made even, as yuv420p needs it); a picture of another size
     is fitted into it with black bars.
+
+    After an OSError of `write` or `close` (a full disk), `salvage` saves what can be saved.
     """
 
     def __init__(self, path: Path) -> None:
-        """Check the path; the file is made with the first picture.
-
-        Raises:
-            ValueError: the file cannot be written there, or is neither .mp4 nor .mkv.
-        """
-        check_output_file(path, suffixes=VIDEO_SUFFIXES)
-        self._path = path
+        """The file, .mp4 or .mkv, is made with the first picture."""
+        self.path = path
+        self.num_pictures = 0
+        """Handed over so far."""
         self._encoder: _Encoder | None = None
         self._clock = _FileClock()
         self._size = (0, 0)  # (height, width) of the pictures that come
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the video; zeros before the first picture."""
+        return (0, 0) if self._encoder is None else self._encoder.size
+
+    def seconds_at(self, frame: Frame) -> float:
+        """The time that a frame, if it came next, would have in the file."""
+        return self._clock.seconds_at(frame)
 
     def write(self, image_bgr: np.ndarray, frame: Frame) -> None:
         """Append a picture.
@@ -65,21 +78,37 @@ class VideoWriter:
         Args:
             image_bgr: (height, width, 3) uint8.
             frame: whose times it has.
+        Raises:
+            OSError: the disk is full, gone, ...
         """
+        self.num_pictures += 1
         size = image_bgr.shape[0], image_bgr.shape[1]
         if self._encoder is None:
-            even = size[0] + size[0] % 2, size[1] + size[1] % 2
-            self._encoder = _Encoder(self._path, even)
+            self._encoder = _Encoder(self.path, even_size(image_bgr))
         elif size != self._size:
-            logger.info("%s: pictures are now %dx%d, fitted in", self._path, size[1], size[0])
+            logger.info("%s: pictures are now %dx%d, fitted in", self.path, size[1], size[0])
         self._size = size
         self._encoder.write(_fitted(image_bgr, self._encoder.size), self._clock.ticks(frame))
 
     def close(self) -> None:
-        """Finish the file; may be called again."""
+        """Finish the file; may be called again. OSError as `write`; `salvage` comes after it."""
+        if self._encoder is not None:
+            self._encoder.close()
+        self._encoder = None
+
+    def salvage(self) -> int:
+        """After an OSError: cut the file to what is whole and readable, or remove it if nothing is.
+
+        Returns:
+            How many pictures are in the file.
+        """
         encoder, self._encoder = self._encoder, None
-        if encoder is not None:
-            encoder.close()
+        return 0 if encoder is None else encoder.salvage()
+
+
+def even_size(image_bgr: np.ndarray) -> tuple[int, int]:
+    """(height, width) of the video that a picture of (height, width, 3) starts."""
+    return image_bgr.shape[0] + image_bgr.shape[0] % 2, image_bgr.shape[1] + image_bgr.shape[1] % 2
 
 
 class _Encoder:
@@ -87,11 +116,16 @@ class _Encoder:
 
     def __init__(self, path: Path, size: tuple[int, int]) -> None:
         self.size = size
+        self._path = path
+        self._num_packets = 0
+        self._whole = (0, 0)  # (pictures, bytes) of the file up to the last keyframe
+        self._has_failed = False
         hd = size[0] >= 720  # where players take untagged video for BT.709
         self._colorspace = Colorspace.ITU709 if hd else Colorspace.ITU601
         self._reformatter = VideoReformatter()
         self._keyframe_due = 0  # ticks
 
+        path.open("wb").close()  # FFmpeg does it with the first packet
         suffix = path.suffix.lower()
         self._container = av.open(str(path), "w", options=_CONTAINER_OPTIONS[suffix])
         self._stream = self._container.add_stream("libx264", options=_ENCODER_OPTIONS)
@@ -119,13 +153,50 @@ class _Encoder:
             # By time, not by count: a slow camera too loses at most a second when killed.
             frame.pict_type = PictureType.I
             self._keyframe_due = ticks + _TICKS_PER_SECOND
-        self._container.mux(self._stream.encode(frame))
+        self._mux(frame)
 
     def close(self) -> None:
+        self._mux(None)
+        self._close_container()
+
+    def salvage(self) -> int:
+        """See VideoWriter. Once a write has failed FFmpeg writes nothing more, also while closing;
+        the half fragment at the end is removed here."""
+        had_failed = self._has_failed
+        with suppress(OSError):
+            self._close_container()
+        is_whole = not had_failed and not self._has_failed  # what failed was no write
+        num_pictures = self._num_packets if is_whole else self._whole[0]
         try:
-            self._container.mux(self._stream.encode(None))
-        finally:
+            if num_pictures == 0:
+                self._path.unlink()
+            elif not is_whole:
+                os.truncate(self._path, self._whole[1])
+            else:
+                self._path.stat()
+        except OSError:  # the file is gone, and its pictures with it
+            return 0
+        return num_pictures
+
+    def _mux(self, frame: VideoFrame | None) -> None:
+        for packet in self._stream.encode(frame):
+            with self._noting_failure():
+                self._container.mux(packet)
+            self._num_packets += 1
+            if packet.is_keyframe:  # all before it has been written out
+                self._whole = self._num_packets - 1, self._path.stat().st_size
+
+    def _close_container(self) -> None:
+        with self._noting_failure():
             self._container.close()
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._has_failed = True
+            raise
 
 
 class _FileClock:
@@ -137,10 +208,14 @@ class _FileClock:
         self._ticks = -1
         self._frame_seconds = 1 / 30  # from one frame of the source to its next, lately
 
+    def seconds_at(self, frame: Frame) -> float:
+        """The frame's place in the file, if it came next."""
+        step = 0.0 if self._last is None else self._seconds_between(self._last, frame)
+        return self._seconds + step
+
     def ticks(self, frame: Frame) -> int:
-        if self._last is not None:
-            self._seconds += self._seconds_between(self._last, frame)
-        self._last = frame
+        self._seconds = self.seconds_at(frame)
+        self._last = frame.without_pixels()
         self._ticks = max(self._ticks + 1, round(self._seconds * _TICKS_PER_SECOND))
         return self._ticks
 

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from pipeline.messages import Poses
-from pipeline.overlay import drawn_picture
+from pipeline.overlay import Draw, drawn_picture
 
 _ESCAPE = 27
 _WAIT_SECONDS = 0.02  # between looks at the keyboard
@@ -33,34 +33,36 @@ class Window:
         self,
         title: str = "posestream",
         *,
-        min_keypoint_score: float = 0.1,
-        on_black: bool = False,
+        draw: Draw = drawn_picture,
     ) -> None:
         """Make sure that a window can be opened.
 
         Args:
             title: of the windows, before the source's name.
-            min_keypoint_score: see pipeline.overlay.draw_poses.
-            on_black: draw on black instead of the picture.
+            draw: makes the pictures.
         Raises:
             ValueError: there is no screen, or OpenCV was built without windows.
         """
         check_display()
         self._title = title
-        self._min_keypoint_score = min_keypoint_score
-        self._on_black = on_black
+        self._draw = draw
         self._changed = threading.Condition()
         self._newest: dict[str, np.ndarray] = {}  # by window title
         self._ended = False
+        self._gone: set[str] = set()
         self._shown: set[str] = set()  # used by the main thread only
 
     def __call__(self, poses: Poses) -> None:
-        image = drawn_picture(
-            poses, min_keypoint_score=self._min_keypoint_score, on_black=self._on_black
-        )
+        image = self._draw(poses)
         with self._changed:
             self._newest[f"{self._title}: {poses.frame.source}"] = image
             self._changed.notify()
+
+    def forget_source(self, name: str) -> None:
+        """A source has gone: its window closes."""
+        with self._changed:
+            self._newest.pop(f"{self._title}: {name}", None)
+            self._gone.add(f"{self._title}: {name}")
 
     def close(self) -> None:
         """No more pictures will come; `run` returns."""
@@ -81,7 +83,11 @@ class Window:
                 with self._changed:
                     self._changed.wait_for(lambda: self._newest or self._ended, _WAIT_SECONDS)
                     pictures, self._newest = self._newest, {}
+                    gone, self._gone = self._gone, set()
                     ended = self._ended
+                for name in gone & self._shown:
+                    self._shown.discard(name)
+                    cv2.destroyWindow(name)
                 for name, image in pictures.items():
                     self._show(name, image)
                 if self._user_is_done():

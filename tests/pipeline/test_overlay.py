@@ -1,16 +1,17 @@
-"""Drawing: what is drawn where, in which colour; and which file of which source gets it."""
+"""Drawing: what is drawn where, in which colour, and how often."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import time
+from concurrent.futures import ThreadPoolExecutor
 
-import av
 import numpy as np
 import pytest
 
 from benchmarks.people import crowd, poses_of, standing_person
 from nets.skeletons import COCO, CROWDPOSE
-from pipeline.overlay import SIDE_COLORS, OverlayVideo, draw_poses, line_width
+from pipeline.messages import Poses
+from pipeline.overlay import SIDE_COLORS, SharedPictures, draw_poses, drawn_picture, line_width
 
 GREY = 90
 LEFT_ELBOW, RIGHT_ELBOW = 7, 8
@@ -28,7 +29,8 @@ def changed(image: np.ndarray) -> np.ndarray:
 def draw(image: np.ndarray, keypoints: np.ndarray, **options: object) -> np.ndarray:
     filled = options.pop("filled", None)
     ids = options.pop("ids", None)
-    poses = poses_of(keypoints, size=image.shape[:2], filled=filled, ids=ids)  # type: ignore[arg-type]
+    calm = options.pop("calm", None)
+    poses = poses_of(keypoints, size=image.shape[:2], filled=filled, ids=ids, smoothed=calm)  # type: ignore[arg-type]
     return draw_poses(image, poses, COCO, **options)  # type: ignore[arg-type]
 
 
@@ -51,6 +53,30 @@ def test_limbs_have_the_colour_of_their_side() -> None:
     for a, b, side in ((7, 9, "left"), (8, 10, "right"), (11, 12, "centre"), (13, 15, "left")):
         x, y = person[0, [a, b], :2].mean(axis=0).round().astype(int)
         assert tuple(image[y, x].tolist()) == SIDE_COLORS[side], (a, b)
+
+
+def test_limbs_may_have_the_colour_of_their_person_instead() -> None:
+    people = np.concatenate([one(120), one(360)])
+    image = draw(grey(), people, ids=np.array([1, 2]), colors="id", labels=False)
+    colors = []
+    for person in people:
+        places = [person[[a, b], :2].mean(axis=0).round().astype(int) for a, b in ((7, 9), (8, 10))]
+        left, right = (tuple(image[y, x].tolist()) for x, y in places)
+        assert left == right
+        colors.append(left)
+    assert colors[0] != colors[1]
+
+
+def test_smoothed_keypoints_are_drawn_where_there_are_any_unless_raw_ones_are_asked_for() -> None:
+    raw, moved = one(120), one(360)
+    calm = moved[..., :2]
+    options = {"labels": False}
+    np.testing.assert_array_equal(
+        draw(grey(), raw, calm=calm, **options), draw(grey(), moved, **options)
+    )
+    np.testing.assert_array_equal(
+        draw(grey(), raw, calm=calm, smoothed=False, **options), draw(grey(), raw, **options)
+    )
 
 
 def test_keypoints_below_their_threshold_and_missing_ones_are_not_drawn() -> None:
@@ -143,79 +169,42 @@ def test_crowdpose_has_its_own_limbs() -> None:
     assert changed(image).sum() > 1000
 
 
-# The sink
+def test_a_picture_that_several_sinks_show_is_drawn_once_and_cannot_be_changed() -> None:
+    drawn: list[Poses] = []
+
+    def count(poses: Poses) -> np.ndarray:
+        drawn.append(poses)
+        return drawn_picture(poses)
+
+    shared = SharedPictures(count)
+    frames = [
+        poses_of(one(), image=grey(), source=source, index=index)
+        for index in range(3)
+        for source in ("cam1", "cam2")
+    ]
+    first = [shared(poses) for poses in frames[:4]]
+    for poses, image in zip(frames[:4], first, strict=True):
+        assert shared(poses) is image
+        np.testing.assert_array_equal(image, drawn_picture(poses))
+        with pytest.raises(ValueError, match="read-only"):
+            image[0, 0] = 0
+    assert len(drawn) == 4
+    for poses in frames[4:]:
+        shared(poses)
+    assert shared(frames[0]) is not first[0], "pictures are kept for ever"
 
 
-def frames_of(path: Path) -> list[av.VideoFrame]:
-    with av.open(str(path)) as container:
-        return list(container.decode(video=0))
+def test_two_sinks_in_two_threads_get_one_picture() -> None:
+    calls: list[int] = []
 
+    def slow(poses: Poses) -> np.ndarray:
+        calls.append(poses.frame.index)
+        time.sleep(0.02)
+        return drawn_picture(poses)
 
-@pytest.mark.parametrize(
-    ("name", "complaint"),
-    [
-        ("nowhere/clip.mp4", "does not exist"),
-        ("clip.avi", "must end in .mkv or .mp4"),
-        ("clip", "must end in"),
-        ("folder.mp4", "is a folder"),
-        ("/proc/clip.mp4", "cannot be written"),
-    ],
-)
-def test_a_path_that_cannot_be_written_is_refused_at_once(
-    tmp_path: Path, name: str, complaint: str
-) -> None:
-    (tmp_path / "folder.mp4").mkdir()
-    with pytest.raises(ValueError, match=complaint):
-        OverlayVideo(tmp_path / name)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["folder.mp4"]
-
-
-def test_checking_the_path_leaves_an_old_file_alone(tmp_path: Path) -> None:
-    path = tmp_path / "clip.mp4"
-    path.write_bytes(b"old")
-    sink = OverlayVideo(path)
-    sink.close()
-    sink.close()
-    assert path.read_bytes() == b"old"
-
-
-def test_every_source_gets_its_own_video_of_drawn_pictures(tmp_path: Path) -> None:
-    sink = OverlayVideo(tmp_path / "poses.mp4", per_source=True)
-    for i in range(4):
-        for source in ("cam1", "cam/2"):
-            image = grey(120, 160)
-            person = standing_person(80, 10, 100)[None]
-            sink(poses_of(person, image=image, source=source, index=i, pts_seconds=i / 25))
-            assert not changed(image).any(), "the frame's own pixels were drawn upon"
-    sink.close()
-    sink.close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["poses-cam1.mp4", "poses-cam_2.mp4"]
-    for path in tmp_path.iterdir():
-        frames = frames_of(path)
-        assert len(frames) == 4
-        assert frames[0].to_ndarray(format="bgr24").std() > 5
-
-
-def test_a_single_source_gets_the_path_itself_and_a_late_one_its_name(tmp_path: Path) -> None:
-    sink = OverlayVideo(tmp_path / "poses.mkv")
-    for source in ("front", "back"):
-        sink(poses_of(one(50, 0, 90), image=grey(120, 160), source=source))
-    sink.close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["poses-back.mkv", "poses.mkv"]
-
-
-def test_names_that_would_share_a_file_are_refused(tmp_path: Path) -> None:
-    sink = OverlayVideo(tmp_path / "poses.mp4", per_source=True, on_black=True)
-    sink(poses_of(one(80, 10, 100), size=(120, 160), source="cam 1"))
-    with pytest.raises(ValueError, match="would both write"):
-        sink(poses_of(one(80, 10, 100), size=(120, 160), source="cam?1"))
-    sink.close()
-
-
-def test_on_black_needs_no_pixel_of_the_frame(tmp_path: Path) -> None:
-    sink = OverlayVideo(tmp_path / "poses.mp4", on_black=True)
-    sink(poses_of(one(80, 10, 100), size=(120, 160)))
-    sink.close()
-    image = frames_of(tmp_path / "poses.mp4")[0].to_ndarray(format="bgr24")
-    assert np.median(image) < 5
-    assert image.max() > 150
+    shared = SharedPictures(slow)
+    poses = poses_of(one(), image=grey())
+    with ThreadPoolExecutor(4) as pool:
+        images = list(pool.map(shared, [poses] * 4))
+    assert calls == [0]
+    assert all(image is images[0] for image in images)
