@@ -24,6 +24,9 @@ exit codes: 0 done or stopped, 1 a stage failed, 2 bad input (one line says what
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    from pipeline.redaction import hide_arguments, redact
+
+    hide_arguments()
     # Imported here so that --help answers at once.
     from pipeline.config import load_config
     from pipeline.stream import run
@@ -33,14 +36,18 @@ def main(arguments: list[str] | None = None) -> int:
             options.config,
             sources=options.sources,
             every_source=_given(
-                pace=options.pace, loop=options.loop, max_frames=options.max_frames
+                pace=options.pace,
+                loop=options.loop,
+                max_frames=options.max_frames,
+                max_fps=options.max_fps,
+                transport=options.transport,
             ),
             settings=_settings(options),
             overrides=options.set,
         )
         return run(config, part=options.part, quiet=options.quiet)
     except ValueError as error:
-        print(f"run_stream.py: {error}", file=sys.stderr)
+        print(f"run_stream.py: {redact(error)}", file=sys.stderr)
         return 2
 
 
@@ -60,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", type=Path, metavar="FILE", help="YAML with what differs from the defaults")
     add("--max-frames", type=int, metavar="N", help="stop each source after N frames")
     add("--pace", action="store_true", help="play files at their own speed, as a camera would")
+    add("--max-fps", type=float, metavar="N", help="keep N frames a second of each source at most")
+    add("--transport", choices=("tcp", "udp"), help="of RTSP; default: tcp")
     add("--loop", action="store_true", help="start files again when they end")
 
     add = parser.add_argument_group("network").add_argument
@@ -72,13 +81,20 @@ def _parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("what comes out").add_argument
     add("--save", metavar="VIDEO", help="skeletons over the picture, .mp4 or .mkv")
+    add("--save-clean", metavar="VIDEO", help="the pictures as they came, .mp4 or .mkv")
+    add("--segment-s", type=float, metavar="S", help="begin new video files every S seconds")
     add("--jsonl", metavar="FILE", help="poses, one JSON message a line; - is standard output")
     add("--openpose", metavar="FOLDER", help="poses as OpenPose JSON, one file a frame")
     add("--coco", metavar="FILE", help="poses as COCO keypoint results")
     add("--publish", metavar="ENDPOINT", help="poses over ZeroMQ, for example tcp://127.0.0.1:5556")
+    add("--curve-dir", metavar="DIR", help="keys for --publish (make some: -m pipeline.curve DIR)")
     add("--show", action="store_true", help="a window on this screen")
+    add("--serve", metavar="HOST:PORT", help="a page in the browser, for example 127.0.0.1:8000")
+    add("--privacy", action="store_true", help="no pixel leaves: all drawing is on black")
 
     add = parser.add_argument_group("the rest").add_argument
+    add("--no-track", action="store_true", help="no ids that last (and so nothing is smoothed)")
+    add("--no-smooth", action="store_true", help="no smoothed keypoints beside the raw ones")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, by its name")
     add(
         "--part", choices=("sources", "network", "sinks"), help="run only this part of a cut stream"
@@ -101,11 +117,18 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
             "preprocess.input_size": size if not height else None,
             "preprocess.canvas": (height, width) if height else None,
             "overlay.path": options.save,
+            "overlay.clean": options.save_clean,
+            "overlay.segment_s": options.segment_s,
             "recorder.jsonl": options.jsonl,
             "recorder.openpose": options.openpose,
             "recorder.coco": options.coco,
             "publisher.endpoint": options.publish,
+            "publisher.curve_dir": options.curve_dir,
             "viewer.show": options.show,
+            "page.serve": options.serve,
+            "privacy": options.privacy,
+            "tracker.enabled": "off" if options.no_track else None,
+            "smooth.enabled": "off" if options.no_smooth else None,
         }
     )
 

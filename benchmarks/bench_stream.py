@@ -54,11 +54,12 @@ from nets.checkpoints import Model, load_model, random_model
 from nets.engines import Engine, load_engine
 from pipeline import demo
 from pipeline.config import PreprocessConfig, SourceConfig, StreamConfig
-from pipeline.decoder import SourceSettings, open_source
+from pipeline.decoder import open_source
 from pipeline.inference import Inference
 from pipeline.messages import Frame
 from pipeline.poses import FindPoses, decode_settings
 from pipeline.preprocess import Preprocess
+from pipeline.source import SourceSettings
 from pipeline.stream import DEFAULT_WEIGHTS, Stream
 
 NETS = ("higher_hrnet_lite", "higher_mobile")

@@ -60,6 +60,7 @@ def poses_of(
     image_name: str = "",
     filled: np.ndarray | None = None,
     ids: np.ndarray | None = None,
+    smoothed: np.ndarray | None = None,
 ) -> Poses:
     """Poses with these keypoints (P, K, 3); a BGR image gives the frame pixels and its size."""
     num_people, num_keypoints = keypoints.shape[:2]
@@ -82,4 +83,5 @@ def poses_of(
         filled=np.zeros((num_people, num_keypoints), bool) if filled is None else filled,
         ids=np.arange(num_people, dtype=np.int64) if ids is None else ids,
         completed_ns=captured_ns + 31_415_926,
+        smoothed=None if smoothed is None else smoothed.astype(np.float32),
     )

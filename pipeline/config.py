@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.redaction import redact
 
 
 class ConfigError(ValueError):
@@ -26,6 +28,8 @@ class _Settings(BaseModel):
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Side = Annotated[int, Field(ge=32, multiple_of=32)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+RegionOfInterest = tuple[NotNegative, NotNegative, NotNegative, NotNegative]
 
 
 class SourceConfig(_Settings):
@@ -36,13 +40,34 @@ class SourceConfig(_Settings):
     name: Annotated[str, Field(min_length=1, pattern=r"^[^/\x00]+$")] | None = None
     """Word for it in messages and file names; by default made from the input."""
     transport: Literal["tcp", "udp"] = "tcp"
-    """RTSP transport."""
+    """RTSP transport: tcp loses nothing, but lags on a bad network; udp loses packets."""
     pace: bool = False
     """Play a file at its own speed, as if it were a camera: frames may be dropped."""
     loop: bool = False
     """Start a file again when it ends."""
     max_frames: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many frames."""
+    max_fps: Annotated[float, Field(gt=0.0)] | None = None
+    """Keep no more frames a second than this, evenly spaced."""
+    roi: RegionOfInterest | None = None
+    """[x, y, width, height] of the upright picture that the network sees: pixels, or fractions if
+    no number is above 1. Poses are in pixels of the whole picture all the same."""
+    rotation: Literal[0, 90, 180, 270] | None = None
+    """Clockwise degrees that turn the picture upright, in place of what the container says."""
+    reconnect: bool = True
+    """Cameras and URLs: connect again after a failure, for ever; False: the first is the end."""
+    open_timeout_seconds: Annotated[float, Field(gt=0.0)] = 5.0
+    """Cameras and URLs: how long to wait for an answer."""
+    read_timeout_seconds: Annotated[float, Field(gt=0.0)] = 2.0
+    """Cameras and URLs: silence after which the connection counts as lost, within twice that. More
+    than the time between two frames; with HLS, than a segment's length."""
+
+    @field_validator("roi")
+    @classmethod
+    def _has_an_area(cls, roi: RegionOfInterest | None) -> RegionOfInterest | None:
+        if roi is not None and min(roi[2:]) <= 0:
+            raise ValueError("width and height must be positive")
+        return roi
 
 
 class PreprocessConfig(_Settings):
@@ -72,6 +97,9 @@ class InferenceConfig(_Settings):
     """Run the mirrored picture too and average, as the papers' evaluation does; twice the time."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of the engine; by default all cores."""
+    max_batch: Literal[1, 2, 4, 8] | None = None
+    """Frames of different sources in one pass; by default 8 on a card and 1 on a CPU, where a
+    larger batch is hardly faster and makes every frame wait for all of it."""
 
 
 class PosesConfig(_Settings):
@@ -98,15 +126,68 @@ class PosesConfig(_Settings):
         return "off" if refine is False else refine  # YAML reads a bare `off` as False
 
 
+class TrackerConfig(_Settings):
+    """People -> people with identities that last."""
+
+    enabled: bool = True
+    """False: nobody has an id, and nothing is smoothed."""
+    max_lost_s: Annotated[float, Field(gt=0.0)] = 2.0
+    """An identity survives unseen for so long; must exceed the time between two frames."""
+    min_frames: Annotated[int, Field(ge=1)] = 3
+    """Somebody has an id once seen in so many frames."""
+    min_oks: Fraction = 0.1
+    """Likeness of a person seen and one expected below which they are not the same."""
+    confident_score: Fraction = 0.2
+    """People who score less can only continue an identity, and take what better ones left."""
+    min_keypoints: Annotated[int, Field(ge=1)] = 3
+    """An identity begins with somebody of whom so many keypoints were found."""
+
+
+class SmoothConfig(_Settings):
+    """One-Euro filter of every tracked person's keypoints; raw ones are published beside them."""
+
+    enabled: bool = True
+    min_cutoff_hz: Annotated[float, Field(gt=0.0)] = 1.0
+    """Of keypoints that stand still: lower is calmer."""
+    beta: Annotated[float, Field(ge=0.0)] = 5.0
+    """Hz for each body size (root of the body's area) a second: higher lags less in motion."""
+    d_cutoff_hz: Annotated[float, Field(gt=0.0)] = 1.0
+    """Of the speed that decides."""
+    max_gap_s: Annotated[float, Field(gt=0.0)] = 0.5
+    """A keypoint unseen for longer begins anew where it is seen."""
+
+
 class OverlayConfig(_Settings):
-    """Skeletons drawn over the picture, as a video file."""
+    """Videos of every source: with skeletons drawn over the picture, as it came, or both."""
 
     path: Path | None = None
     """.mp4 or .mkv; with several sources the source's name is put before the suffix."""
+    clean: Path | None = None
+    """The same frames without anything drawn, as another video."""
+    segment_s: Annotated[float, Field(ge=1.0)] | None = None
+    """Begin a new file after so many seconds, and when the picture changes its size; the UTC time
+    is put in the names. By default a file is one video, a live source one an hour, and other sizes
+    are fitted in."""
+    keep_gb: Annotated[float, Field(gt=0.0)] | None = None
+    """Remove the oldest segments when those of one video, all sources together, take more."""
+    keep_hours: Annotated[float, Field(gt=0.0)] | None = None
+    """Remove segments when they are older. Both are looked at when a segment begins."""
     picture: bool = True
     """False draws the skeletons on black."""
     min_keypoint_score: Fraction = 0.1
     """Keypoints below it are not drawn; messages hold them all."""
+    colors: Literal["side", "id"] = "side"
+    """What a skeleton's colours tell apart: sides of the body, or people."""
+    smoothed: bool = True
+    """Draw the smoothed keypoints where there are any; False draws the raw ones."""
+
+    @model_validator(mode="after")
+    def _settings_have_a_video(self) -> OverlayConfig:
+        if self.segment_s is not None and self.path is None and self.clean is None:
+            raise ValueError("segment_s needs a video (--save or --save-clean)")
+        if self.segment_s is None and (self.keep_gb is not None or self.keep_hours is not None):
+            raise ValueError("keep_gb and keep_hours remove whole segments; give segment_s too")
+        return self
 
 
 class RecorderConfig(_Settings):
@@ -126,12 +207,42 @@ class PublisherConfig(_Settings):
     endpoint: str | None = None
     """For example tcp://127.0.0.1:5556."""
     format: Literal["json", "msgpack"] = "json"
+    curve_dir: Path | None = None
+    """Folder of keys: encrypts, and lets in only whose key is there; see pipeline/curve.py."""
+
+    @model_validator(mode="after")
+    def _keys_are_for_an_endpoint(self) -> PublisherConfig:
+        if self.curve_dir is not None and self.endpoint is None:
+            raise ValueError("curve_dir needs an endpoint (--publish)")
+        return self
 
 
 class ViewerConfig(_Settings):
     """A window on this machine's screen."""
 
     show: bool = False
+
+
+class PageConfig(_Settings):
+    """A page in the browser, with an API beside it."""
+
+    serve: str | None = None
+    """For example 127.0.0.1:8000, or only a port, which is this machine's loopback."""
+    token: Annotated[str, Field(min_length=16)] | None = Field(default=None, repr=False)
+    """What visitors must show. Beyond loopback there always is one: made and printed if not given.
+    Not for the command line, which others can read."""
+    hosts: tuple[str, ...] = ()
+    """More names by which browsers call this machine, for example that of a proxy before it."""
+    max_width: Annotated[int, Field(ge=64)] = 1280
+    """Pixels; wider pictures are shrunk for the page."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 80
+    max_connections: Annotated[int, Field(ge=1)] = 64
+    """At a time; a browser needs two or three."""
+
+    @field_validator("serve", mode="before")
+    @classmethod
+    def _a_port_is_a_number(cls, serve: object) -> object:
+        return str(serve) if type(serve) is int else serve
 
 
 class QueuesConfig(_Settings):
@@ -168,11 +279,32 @@ class StreamConfig(_Settings):
     preprocess: PreprocessConfig = PreprocessConfig()
     inference: InferenceConfig = InferenceConfig()
     poses: PosesConfig = PosesConfig()
+    tracker: TrackerConfig = TrackerConfig()
+    smooth: SmoothConfig = SmoothConfig()
     overlay: OverlayConfig = OverlayConfig()
     recorder: RecorderConfig = RecorderConfig()
     publisher: PublisherConfig = PublisherConfig()
     viewer: ViewerConfig = ViewerConfig()
+    page: PageConfig = PageConfig()
     queues: QueuesConfig = QueuesConfig()
+    privacy: bool = False
+    """No pixel reaches a file, a screen or the network, by any sink: skeletons are drawn on black,
+    and the frames that the network sees stay in this process."""
+
+    @model_validator(mode="after")
+    def _privacy_is_kept(self) -> StreamConfig:
+        if self.privacy and self.overlay.clean is not None:
+            raise ValueError("privacy forbids overlay.clean (--save-clean), which records pictures")
+        if self.privacy and self.queues.frames != "inproc":
+            raise ValueError("privacy forbids queues.frames, which sends pictures; leave it inproc")
+        return self
+
+    def shows_pictures(self, sink: str) -> bool:
+        """Whether a sink gets pixels: the one place that says so, privacy included."""
+        if self.privacy:
+            return False
+        drawn = sink in ("overlay", "viewer") and self.overlay.picture
+        return drawn or sink in ("clean", "page")
 
 
 def load_config(
@@ -202,7 +334,8 @@ def load_config(
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not name:
-            raise ConfigError(f"--set takes key=value, got {override!r}; e.g. poses.refine=off")
+            shown = redact(override)
+            raise ConfigError(f"--set takes key=value, got {shown!r}; e.g. poses.refine=off")
         _put(tree, name, _yaml_value(name, text))
     tree["sources"] = _source_list(tree.get("sources", []), every_source or {})
     try:
@@ -230,11 +363,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"configuration {path} is not YAML: {reason}") from None
+        raise ConfigError(f"configuration {path} is not YAML: {redact(reason)}") from None
     if settings is None:
         return {}
     if not isinstance(settings, dict):
-        raise ConfigError(f"configuration {path} must hold `key: value` lines, got {settings!r}")
+        shown = redact(repr(settings))
+        raise ConfigError(f"configuration {path} must hold `key: value` lines, got {shown}")
     return settings
 
 
@@ -242,7 +376,7 @@ def _yaml_value(name: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"setting {name!r}: {text!r} is not a YAML value") from None
+        raise ConfigError(f"setting {name!r}: {redact(text)!r} is not a YAML value") from None
 
 
 def _put(tree: dict[str, Any], name: str, value: Any) -> None:
@@ -263,7 +397,10 @@ def _one_line(error: ValidationError) -> str:
         text = f"unknown setting {key!r}{_nearest(problem['loc'])}"
     else:
         message = problem["msg"].removeprefix("Value error, ")
-        text = f"setting {key!r}: {message}, got {problem['input']!r}"
+        if not key:  # two groups do not go together; the message says which
+            return redact(message)
+        shown = "***" if key.endswith("token") else repr(problem["input"])
+        text = redact(f"setting {key!r}: {message}, got {shown}")
     more = error.error_count() - 1
     return text + (f" (and {more} more)" if more else "")
 

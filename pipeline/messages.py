@@ -16,6 +16,8 @@ from kernels.preprocess import bgr_from_planes
 
 PixelFormat = Literal["bgr24", "rgb24", "yuv420p", "nv12"]
 ColorSpace = Literal["bt601", "bt709"]
+Region = tuple[int, int, int, int]
+"""(x, y, width, height) in whole pixels of the upright picture."""
 
 Parts = tuple[dict[str, Any], list[np.ndarray]]
 """A message for the wire: a header that msgpack can carry, and its arrays in order."""
@@ -30,7 +32,8 @@ class Frame:
     index: int
     """Counts every frame that the source produced, so a gap is a drop in the stream."""
     pts_seconds: float | None
-    """Presentation time in the source's own clock; None where the container gives none."""
+    """Presentation time; always rises, by the source's own clock where that does (timeline.py).
+    None where there is no time, as for images."""
     captured_ns: int
     """time.monotonic_ns() when the decoder returned it; age and latency are reckoned from here."""
     captured_unix_s: float
@@ -52,6 +55,10 @@ class Frame:
     """File name of the picture, for folders of images; empty for video."""
     live: bool = False
     """True where the source runs on its own clock (camera, RTSP) and may be dropped from."""
+    roi: Region | None = None
+    """Part of the picture that the network sees; None for all of it."""
+    tainted: bool = False
+    """True: damaged, or predicted from a damaged picture; ends with the next key frame."""
 
     def __post_init__(self) -> None:
         if self.rotation not in (0, 90, 180, 270):
@@ -93,6 +100,7 @@ class Frame:
     def from_parts(cls, header: dict[str, Any], buffers: list[np.ndarray]) -> Frame:
         fields = dict(header)
         fields["size"] = tuple(fields["size"])
+        fields["roi"] = tuple(fields["roi"]) if fields["roi"] else None
         return cls(planes=tuple(buffers), **fields)
 
     def aged(self, shift_ns: int) -> Frame:
@@ -157,9 +165,13 @@ class Poses:
     completed_ns: int
     """time.monotonic_ns() when the people were known; capture-to-pose latency ends here."""
     stage_ms: dict[str, float] = field(default_factory=dict)
+    smoothed: np.ndarray | None = None
+    """(P, K, 2) float32: x, y of the keypoints without their trembling; all zero where one is
+    missing. None where nothing is smoothed."""
 
     def __post_init__(self) -> None:
         people, keypoints = self.filled.shape
+        assert self.smoothed is None or self.smoothed.shape == (people, keypoints, 2)
         assert self.keypoints.shape == (people, keypoints, 3), self.keypoints.shape
         assert self.scores.shape == self.ids.shape == (people,), (self.scores.shape, self.ids.shape)
 
@@ -178,12 +190,16 @@ class Poses:
             "skeleton": self.skeleton,
             "completed_ns": self.completed_ns,
             "stage_ms": self.stage_ms,
+            "smoothed": self.smoothed is not None,
         }
-        return header, [self.keypoints, self.scores, self.filled, self.ids, *planes]
+        smoothed = [] if self.smoothed is None else [self.smoothed]
+        arrays = [self.keypoints, self.scores, self.filled, self.ids]
+        return header, [*arrays, *smoothed, *planes]
 
     @classmethod
     def from_parts(cls, header: dict[str, Any], buffers: list[np.ndarray]) -> Poses:
         keypoints, scores, filled, ids, *planes = buffers
+        smoothed = planes.pop(0) if header["smoothed"] else None
         return cls(
             frame=Frame.from_parts(header["frame"], planes),
             skeleton=header["skeleton"],
@@ -193,6 +209,7 @@ class Poses:
             ids=ids,
             completed_ns=header["completed_ns"],
             stage_ms=header["stage_ms"],
+            smoothed=smoothed,
         )
 
     def without_pixels(self) -> Poses:

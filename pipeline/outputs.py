@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Collection
+from itertools import chain, count
 from pathlib import Path
 
 
@@ -52,18 +53,19 @@ class OutputNames:
 
     One source has the path that the user gave. With several (`per_source`), and for any source
     beyond the first, the source's name is put before the suffix: poses.mp4 -> poses-cam1.mp4.
+    A source that has gone and comes back gets another path, poses-cam1-2.mp4.
     """
 
     def __init__(self, path: Path, *, per_source: bool) -> None:
         self._path = path
         self._per_source = per_source
-        self._taken: dict[Path, str] = {}
+        self._taken: dict[Path, str | None] = {}  # None: of a source that has gone
 
     def for_source(self, source: str) -> Path:
         """The path for a source not asked for before; ValueError where two would share one."""
         if self._per_source or self._taken:
             name = f"{self._path.stem}-{file_word(source)}{self._path.suffix}"
-            path = self._path.with_name(name)
+            path = self._unused(self._path.with_name(name))
         else:
             path = self._path
         if path in self._taken:
@@ -73,3 +75,15 @@ class OutputNames:
             )
         self._taken[path] = source
         return path
+
+    def forget_source(self, source: str) -> None:
+        """The source has gone; its output stays, and will not be given to another."""
+        for path, owner in self._taken.items():
+            if owner == source:
+                self._taken[path] = None
+
+    def _unused(self, path: Path) -> Path:
+        """The path, or with -2, -3, ... where it is of a source that has gone."""
+        numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+        candidates = chain([path], numbered)
+        return next(p for p in candidates if self._taken.get(p, "") is not None)

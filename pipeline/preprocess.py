@@ -36,6 +36,18 @@ class Geometry(NamedTuple):
     """(2, 3) float64, from plane pixels to pixels of that tile."""
 
 
+class Crop(NamedTuple):
+    """The part of a frame that the network sees."""
+
+    box: tuple[int, int, int, int]
+    """(left, top, right, bottom) of the planes as they lie, in pixels of the first plane; left and
+    top are even, so that chroma planes of half the size have the same corner."""
+    offset: tuple[int, int]
+    """(x, y) of its corner in the upright picture."""
+    size: tuple[int, int]
+    """(height, width), upright."""
+
+
 class Preprocess:
     """Makes the network input of a batch of frames."""
 
@@ -70,13 +82,17 @@ class Preprocess:
         self._geometry = lru_cache(maxsize=_GEOMETRIES_KEPT)(self._find_geometry)
 
     def __call__(self, frames: Sequence[Frame]) -> Iterator[NetInput]:
-        """One NetInput for each network size, in the order in which sizes first appear."""
+        """NetInputs of one network size each, in the order in which sizes first appear.
+
+        They hold 8, 4, 2 or 1 frames: an engine compiles for each shape that it meets.
+        """
         by_size: dict[tuple[int, int], list[Frame]] = {}
         for frame in frames:
-            geometry = self._geometry(frame.size, frame.rotation)
+            geometry = self._geometry(crop_of(frame).size, frame.rotation)
             by_size.setdefault(geometry.net_size, []).append(frame)
         for net_size, group in by_size.items():
-            yield self._batch(net_size, tuple(group))
+            for part in in_powers_of_two(group):
+                yield self._batch(net_size, tuple(part))
 
     def _batch(self, net_size: tuple[int, int], frames: tuple[Frame, ...]) -> NetInput:
         started = time.perf_counter()
@@ -84,13 +100,20 @@ class Preprocess:
         images = np.empty((len(frames), 3, *net_size), np.float32)
         for frame, image in zip(frames, images, strict=True):
             self._fill(image, frame)
-        geometries = [self._geometry(frame.size, frame.rotation) for frame in frames]
         return NetInput(
             frames=frames,
             images=images,
-            image_from_net=np.stack([geometry.image_from_net for geometry in geometries]),
+            image_from_net=np.stack([self._image_from_net(frame) for frame in frames]),
             stage_ms={"preprocess": (time.perf_counter() - started) * 1e3},
         )
+
+    def _image_from_net(self, frame: Frame) -> np.ndarray:
+        """(2, 3), to the whole upright picture, whatever part of it the network sees."""
+        crop = crop_of(frame)
+        matrix = self._geometry(crop.size, frame.rotation).image_from_net
+        matrix = matrix.copy()
+        matrix[:, 2] += crop.offset
+        return matrix
 
     def _fill(self, image: np.ndarray, frame: Frame) -> None:
         """Write one frame's network input (3, H, W) into its place in the batch."""
@@ -103,9 +126,10 @@ class Preprocess:
                 f"{frame!r} says size {frame.size}, but its planes turned by {frame.rotation} "
                 f"degrees are {upright}"
             )
-        geometry = self._geometry(frame.size, frame.rotation)
+        crop = crop_of(frame)
+        geometry = self._geometry(crop.size, frame.rotation)
         tile = preprocess(
-            frame.planes,
+            cropped(frame.planes, crop.box),
             pixel_format=frame.pixel_format,
             color_space=frame.color_space,
             full_range=frame.full_range,
@@ -148,6 +172,49 @@ class Preprocess:
             logger.warning("%s; until then it shrinks to fit %dx%d", reason, capped[1], capped[0])
             return capped, True
         return net_size, False
+
+
+def in_powers_of_two(frames: Sequence[Frame]) -> Iterator[Sequence[Frame]]:
+    """In parts of 8, 4, 2 and 1, longer ones first: 7 frames are 4, 2 and 1."""
+    start = 0
+    while start < len(frames):
+        length = 1 << ((len(frames) - start).bit_length() - 1)
+        yield frames[start : start + length]
+        start += length
+
+
+def crop_of(frame: Frame) -> Crop:
+    """The frame's region of interest as its planes lie, grown to even corners; by default all."""
+    height, width = frame.size
+    x, y, w, h = frame.roi or (0, 0, width, height)
+    right, bottom = width - x - w, height - y - h  # what is left beside and below the region
+    # Turning it upright clockwise makes the planes' left edge the picture's top, and so on.
+    margins = {
+        0: (x, y, right, bottom),
+        90: (y, right, bottom, x),
+        180: (right, bottom, x, y),
+        270: (bottom, x, y, right),
+    }[frame.rotation]
+    left, top = margins[0] // 2 * 2, margins[1] // 2 * 2
+    lying_height, lying_width = (height, width) if frame.rotation in (0, 180) else (width, height)
+    box = (left, top, lying_width - margins[2], lying_height - margins[3])
+    grown_x, grown_y = margins[0] - left, margins[1] - top
+    offset = {
+        0: (x - grown_x, y - grown_y),
+        90: (x, y - grown_x),
+        180: (x, y),
+        270: (x - grown_y, y),
+    }[frame.rotation]
+    size = (box[3] - box[1], box[2] - box[0])
+    return Crop(box, offset, size if frame.rotation in (0, 180) else size[::-1])
+
+
+def cropped(planes: Sequence[np.ndarray], box: tuple[int, int, int, int]) -> tuple[np.ndarray, ...]:
+    """Views of that part of each plane; a chroma plane has half the pixels of the first one."""
+    left, top, right, bottom = box
+    luma, *chroma = planes
+    halves = [plane[top // 2 : (bottom + 1) // 2, left // 2 : (right + 1) // 2] for plane in chroma]
+    return (luma[top:bottom, left:right], *halves)
 
 
 def lying_map(

@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.logging import RichHandler
 from rich.table import Table
 
-from pipeline.decoder import Source
+from pipeline.redaction import RedactedFormatter
+from pipeline.source import Source
 from pipeline.stats import SourceSnapshot, Stats
 
 _console = Console(stderr=True)
@@ -23,9 +24,10 @@ def start_logging(*, quiet: bool) -> None:
     handler: logging.Handler
     if _console.is_terminal:
         handler = RichHandler(console=_console, show_path=False, show_time=False, markup=False)
+        handler.setFormatter(RedactedFormatter("%(message)s"))
     else:  # a file or a service's journal: every message one line, however long
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        handler.setFormatter(RedactedFormatter("%(levelname)s %(message)s"))
     level = logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
@@ -69,7 +71,7 @@ class Progress:
             "" if median_ms is None else f"{median_ms:.0f} ms",
             f"{source['people']} people",
             f"{dropped} dropped" if dropped else "",
-            "" if source["state"] in ("", "running", "ended") else source["state"],
+            _trouble(source),
         ]
 
     def _summary(self) -> list[str]:
@@ -90,4 +92,18 @@ class Progress:
         )
         if stages:
             lines.append(f"median ms by stage: {stages}")
+        for sink, sources in snapshot["unwritten"].items():
+            lines += [f"{sink}: {name}: {_not_recorded(n)}" for name, n in sources.items()]
         return lines
+
+
+def _not_recorded(counts: dict[str, int]) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    return f"pictures not recorded: {reasons}"
+
+
+def _trouble(source: SourceSnapshot) -> str:
+    """What the source is doing where no frames come, and why; empty while all is well."""
+    if source["state"] in ("", "live", "ended"):
+        return ""
+    return ": ".join(filter(None, (source["state"], source["reason"])))

@@ -108,7 +108,8 @@ class Queue:
     """False: over ipc and tcp the pixels of a frame stay behind."""
     ahead: bool = True
     """True: the next message is asked for when one is taken, and so is there when needed. False:
-    it is asked for in receive(), one round trip later, and so is the newest possible."""
+    it is asked for in receive(), one round trip later, and so is the newest possible. (Inproc,
+    drop_oldest finds the newest either way.)"""
     slots: int = 6
     """ipc: frames that the receiver's process may hold at a time; with all held, none comes."""
     patience_seconds: float | None = None
@@ -619,6 +620,14 @@ class _Outlet:
         if self._link is not None:
             self._link.update()
 
+    @property
+    def handle(self) -> bytes | None:
+        """Of the message in flight, where the queue is inproc."""
+        flight = self._in_flight
+        if self._scheme != "inproc" or flight is None or not flight.parts:
+            return None
+        return bytes(flight.parts[0])
+
     def deliver(self, message: Message) -> None:
         """Use the credit for this message."""
         assert self._credit is not None
@@ -746,7 +755,8 @@ class _Pump(threading.Thread):
     """The thread of a `drop_oldest` sender: owns the socket, and a mailbox for one message.
 
     It waits for the credit and then for a message, one after the other: both are needed, and the
-    newest is taken only when it can leave at once.
+    newest is taken only when it can leave at once. Inproc, where a handle travels, a newer message
+    still takes the place behind it until the receiver has it, so that every turn finds the newest.
     """
 
     def __init__(
@@ -766,6 +776,7 @@ class _Pump(threading.Thread):
         self._stop_event = stop
         self._change = threading.Condition()
         self._mailbox: Message | None = None
+        self._handle: bytes | None = None  # of the message in flight, inproc
         self._closing_since: float | None = None
         self._timeout_seconds = 0.0
         self._aborted = False
@@ -792,9 +803,11 @@ class _Pump(threading.Thread):
             raise self._error
         with self._change:
             replaced, self._mailbox = self._mailbox, message
+            overtaken = self._overtake()
             self._change.notify()
-        if replaced is not None:
-            self._drops.add(replaced, "newer")
+        for older in (replaced, overtaken):
+            if older is not None:
+                self._drops.add(older, "newer")
 
     def finish(self, timeout_seconds: float) -> None:
         with self._change:
@@ -847,9 +860,28 @@ class _Pump(threading.Thread):
                 message = self._take_mail()
                 if message is not None:
                     outlet.deliver(message)
+                    self._note_handle(outlet)
             if self._is_over(outlet):
                 outlet.finish(self._stop_event, self._timeout_seconds)
                 return
+
+    def _note_handle(self, outlet: _Outlet) -> None:
+        with self._change:
+            self._handle = outlet.handle
+            overtaken = self._overtake()  # mail may have come since
+        if overtaken is not None:
+            self._drops.add(overtaken, "newer")
+
+    def _overtake(self) -> Message | None:
+        """Put the mail behind the handle in flight; what was there, or None if that was taken."""
+        if self._handle is None or self._mailbox is None:
+            return None
+        overtaken = _handles.swap(self._handle, self._mailbox)
+        if overtaken is None:
+            self._handle = None
+        else:
+            self._mailbox = None
+        return overtaken
 
     def _is_over(self, outlet: _Outlet) -> bool:
         """Whether close() was called, and what was left to deliver is gone or undeliverable."""
@@ -928,6 +960,14 @@ class _Handles:
             key = next(self._keys).to_bytes(8, "big")
             self._objects[key] = message
         return key
+
+    def swap(self, key: bytes, message: Message) -> Message | None:
+        """Another object in its place; the former one, or None where it was taken before."""
+        with self._lock:
+            former = self._objects.get(key)
+            if former is not None:
+                self._objects[key] = message
+            return former
 
     def take(self, key: bytes) -> Message | None:
         """The object; None where it was taken before, or its sender has aborted."""

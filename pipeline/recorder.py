@@ -156,6 +156,13 @@ class CocoResults:
             self._first = None
         self._lists[source].extend(_coco_rows(poses))
 
+    def forget_source(self, name: str) -> None:
+        """Finish the list of a source that has gone; should it come back, it gets another."""
+        rows = self._lists.pop(name, None)
+        self._names.forget_source(name)
+        if rows is not None:
+            rows.close()
+
     def close(self) -> None:
         for rows in self._lists.values():
             rows.close()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Literal
@@ -26,6 +27,8 @@ from pipeline.stats import Stats
 
 Work = Callable[[Message], Iterable[Message] | None]
 """What a stage does with a message, or with a list of messages (see Stage.batch)."""
+
+_ERRAND_SECONDS = 0.1  # how soon an errand is noticed while no message comes
 
 _log = logging.getLogger(__name__)
 
@@ -86,8 +89,26 @@ class Stage(threading.Thread):
         self._stats = stats
         self._stop_event = stop
         self._fatal = fatal
-        self._receivers: list[Receiver] = []
+        self._receivers: list[Receiver] = []  # those that have not ended, in the order of turns
         self._senders: list[Sender] = []
+        self._errands: deque[Callable[[], None]] = deque()
+        self._lock = threading.Lock()  # of _errands and _takes_errands
+        self._takes_errands = True
+
+    def soon(self, errand: Callable[[], None]) -> bool:
+        """Have something done by the stage's thread between two messages; from any thread.
+
+        False: the stage is at its end, and it will not be done.
+        """
+        with self._lock:
+            if self._takes_errands:
+                self._errands.append(errand)
+            return self._takes_errands
+
+    def add_input(self, queue: Queue) -> bool:
+        """Receive from one queue more, while the stage runs; as `soon`. Needs `batch`."""
+        assert self._batch is not None, "several inputs need a batch size"
+        return self.soon(partial(self._make_receiver, queue))
 
     def run(self) -> None:
         try:
@@ -98,6 +119,8 @@ class Stage(threading.Thread):
                 for sender in self._senders:
                     self._guard(sender.close)
         finally:
+            with self._lock:
+                self._takes_errands = False
             self._release()
             self.ready.set()
 
@@ -123,8 +146,7 @@ class Stage(threading.Thread):
             del frame  # its pixels need not stay while the next one is awaited
 
     def _run_work(self, work: Work) -> None:
-        waiting = list(self._receivers)
-        while (message := self._receive(waiting)) is not END:
+        while (message := self._receive()) is not END:
             sources = [frame.source for frame in _frames_of(message)]
             try:
                 ms = self._work_on(work, message)
@@ -135,13 +157,35 @@ class Stage(threading.Thread):
             self._stats.worked(self.name, ms, sources)
             del message  # its pixels (a slot, over ipc) need not stay while the next is awaited
 
-    def _receive(self, waiting: list[Receiver]) -> Message | Literal[End.END]:
-        # Nothing is taken before its result is wanted: of a live source it would only grow old.
-        for sender in self._senders:
-            sender.wait_until_wanted()
-        if self._batch is None:
-            return waiting[0].receive()
-        return receive_any(waiting, self._batch)
+    def _receive(self) -> Message | Literal[End.END]:
+        while True:
+            self._run_errands()
+            # Nothing is taken before its result is wanted: of a live source it would grow old.
+            for sender in self._senders:
+                sender.wait_until_wanted()
+            waiting = list(self._receivers)
+            try:
+                messages = receive_any(waiting, self._batch or 1, timeout_seconds=_ERRAND_SECONDS)
+            except TimeoutError:
+                continue
+            for receiver in self._receivers:
+                if receiver not in waiting:
+                    receiver.close()  # it has ended; a stream may run for weeks after
+            self._receivers = waiting
+            if messages is not END:
+                return messages if self._batch is not None else messages[0]
+            if self._is_over():
+                return END
+
+    def _run_errands(self) -> None:
+        while self._errands:
+            self._errands.popleft()()
+
+    def _is_over(self) -> bool:
+        """With the inputs all at their end: unless an errand brings another."""
+        with self._lock:
+            self._takes_errands = bool(self._errands)
+        return not self._takes_errands
 
     def _work_on(self, work: Work, message: Message) -> float:
         """Send every result as soon as it is made; milliseconds of the making alone."""
@@ -162,11 +206,14 @@ class Stage(threading.Thread):
 
     def _make_ends(self) -> None:
         for queue in self._inputs:
-            self._receivers.append(queue.receiver(stop=self._stop_event))
+            self._make_receiver(queue)
         for queue in self._outputs:
             sender = queue.sender(stop=self._stop_event, on_drop=self._count_drop)
             self._senders.append(sender)
             self._stats.watch_queue(queue.endpoint, partial(_depth, sender))
+
+    def _make_receiver(self, queue: Queue) -> None:
+        self._receivers.append(queue.receiver(stop=self._stop_event))
 
     def _count_drop(self, message: Message, reason: str) -> None:
         for frame in _frames_of(message):

@@ -16,6 +16,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
+from pipeline.source_state import SourceState, SourceStatus
+
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
@@ -46,7 +48,17 @@ class SourceSnapshot(TypedDict):
     """One source's results."""
 
     state: str
-    """As the source itself says; empty where it is in another process."""
+    """As the source itself says (source_state.py); empty where it is in another process."""
+    reason: str
+    """Why, in words; empty while all is well."""
+    since_unix_s: float
+    """Wall clock at which the state began."""
+    retries: dict[str, int]
+    """How often a connection was lost or did not come about, by reason in one word."""
+    tainted: int
+    """Frames that were damaged, or predicted from damaged ones."""
+    left_out: int
+    """Frames that max_fps kept back; they are not counted as dropped."""
     results: int
     """Frames that became poses."""
     fps: float
@@ -70,6 +82,10 @@ class Snapshot(TypedDict):
     sources: dict[str, SourceSnapshot]
     queues: dict[str, int]
     """Messages waiting or in flight, by the queue's endpoint."""
+    overflows: dict[str, int]
+    """Published messages that some subscriber could not take, by source."""
+    unwritten: dict[str, dict[str, dict[str, int]]]
+    """Pictures that are in no file though they should, by video sink, source and reason."""
 
 
 class Stats:
@@ -86,7 +102,9 @@ class Stats:
         self._stages: dict[str, _Stage] = {}
         self._sources: dict[str, _Source] = {}
         self._queues: dict[str, Callable[[], int]] = {}
-        self._states: dict[str, Callable[[], str]] = {}
+        self._overflows: Callable[[], dict[str, int]] = dict
+        self._unwritten: dict[str, Callable[[], dict[str, dict[str, int]]]] = {}
+        self._statuses: dict[str, Callable[[], SourceStatus]] = {}
 
     def worked(self, stage: str, ms: float, sources: Sequence[str]) -> None:
         """A stage has worked on one message for so many milliseconds; the source of each frame."""
@@ -100,6 +118,8 @@ class Stats:
     def dropped(self, stage: str, source: str, reason: str) -> None:
         """A frame of this source will not come further than this stage."""
         with self._lock:
+            if self._statuses and source not in self._sources:
+                return  # too late: it was removed
             self._source(source).drops[stage, reason] += 1
 
     def finished(self, source: str, *, latency_ms: float, people: int) -> None:
@@ -118,11 +138,30 @@ class Stats:
         with self._lock:
             self._queues.pop(name, None)
 
-    def watch_source(self, name: str, state: Callable[[], str]) -> None:
-        """Ask this for a source's state whenever somebody wants to know; from any thread."""
+    def watch_overflows(self, overflows: Callable[[], dict[str, int]]) -> None:
+        """Ask the publisher what subscribers could not take whenever somebody wants to know."""
+        self._overflows = overflows
+
+    def watch_unwritten(self, sink: str, counts: Callable[[], dict[str, dict[str, int]]]) -> None:
+        """Ask a video sink what it could not write (by source and reason) whenever wanted."""
+        with self._lock:
+            self._unwritten[sink] = counts
+
+    def watch_source(self, name: str, status: Callable[[], SourceStatus]) -> None:
+        """Ask this for a source's status whenever somebody wants to know; from any thread."""
         with self._lock:
             self._source(name)
-            self._states[name] = state
+            self._statuses[name] = status
+
+    def forget_source(self, name: str) -> None:
+        """A source was removed: nothing is told of it any more."""
+        with self._lock:
+            self._sources.pop(name, None)
+            self._statuses.pop(name, None)
+            self._stages.pop(f"decoder:{name}", None)
+            for stage in self._stages.values():
+                stage.frames.pop(name, None)
+                stage.durations.pop(name, None)
 
     def snapshot(self) -> Snapshot:
         """All of it at this moment, as plain numbers."""
@@ -132,10 +171,12 @@ class Stats:
                 "seconds": now - self._started,
                 "stages": {name: stage.snapshot(now) for name, stage in self._stages.items()},
                 "sources": {
-                    name: source.snapshot(now, self._state(name))
+                    name: source.snapshot(now, self._status(name))
                     for name, source in self._sources.items()
                 },
                 "queues": {name: depth() for name, depth in self._queues.items()},
+                "overflows": self._overflows(),
+                "unwritten": {sink: counts() for sink, counts in self._unwritten.items()},
             }
 
     def prometheus_registry(self) -> CollectorRegistry:
@@ -152,8 +193,8 @@ class Stats:
             source = self._sources[name] = _Source()
         return source
 
-    def _state(self, name: str) -> str:
-        return self._states[name]() if name in self._states else ""
+    def _status(self, name: str) -> SourceStatus | None:
+        return self._statuses[name]() if name in self._statuses else None
 
 
 class _Histogram:
@@ -198,6 +239,7 @@ class _Stage:
 
     def __init__(self) -> None:
         self.calls = 0
+        self.num_frames = 0
         self.total_ms = 0.0
         self.recent_ms: deque[float] = deque(maxlen=_RECENT)
         self.rate = _Rate()
@@ -206,6 +248,7 @@ class _Stage:
 
     def add(self, ms: float, sources: Sequence[str], now: float) -> None:
         self.calls += 1
+        self.num_frames += len(sources)
         self.total_ms += ms
         self.recent_ms.append(ms)
         for source in sources:
@@ -220,7 +263,7 @@ class _Stage:
         p50_ms, p95_ms = _percentiles(self.recent_ms, (0.50, 0.95))
         return {
             "calls": self.calls,
-            "frames": self.frames.total(),
+            "frames": self.num_frames,
             "fps": self.rate.per_second(now),
             "total_ms": self.total_ms,
             "mean_ms": self.total_ms / self.calls,
@@ -245,7 +288,7 @@ class _Source:
         self.rate.add(now)
         self.latency.add(latency_ms / 1e3)
 
-    def snapshot(self, now: float, state: str) -> SourceSnapshot:
+    def snapshot(self, now: float, status: SourceStatus | None) -> SourceSnapshot:
         dropped: Counter[str] = Counter()
         dropped_at: dict[str, dict[str, int]] = {}
         for (stage, reason), count in self.drops.items():
@@ -255,8 +298,14 @@ class _Source:
         if self.recent_ms:
             values = _percentiles(self.recent_ms, (0.50, 0.95, 0.99))
             latency_ms = dict(zip(("p50", "p95", "p99"), values, strict=True))
+        told = status or SourceStatus()
         return {
-            "state": state,
+            "state": "" if status is None else told.state.value,
+            "reason": told.reason,
+            "since_unix_s": told.since_unix_s,
+            "retries": dict(told.retries),
+            "tainted": told.tainted,
+            "left_out": told.left_out,
             "results": self.results,
             "fps": self.rate.per_second(now),
             "people": self.people,
@@ -284,7 +333,10 @@ class _Collector:
             metrics = [
                 *_stage_metrics(stats._stages),
                 *_source_metrics(stats._sources),
-                *_gauges(stats._queues, stats._states),
+                _queue_metric(stats._queues),
+                _overflow_metric(stats._overflows()),
+                _unwritten_metric({sink: read() for sink, read in stats._unwritten.items()}),
+                *_status_metrics({name: read() for name, read in stats._statuses.items()}),
             ]
         yield from metrics
 
@@ -331,15 +383,63 @@ def _source_metrics(sources: dict[str, _Source]) -> Iterator[Metric]:
     yield from (latency, people, drops)
 
 
-def _gauges(
-    queues: dict[str, Callable[[], int]], states: dict[str, Callable[[], str]]
-) -> Iterator[Metric]:
+def _queue_metric(queues: dict[str, Callable[[], int]]) -> Metric:
     from prometheus_client.core import GaugeMetricFamily
 
     depths = GaugeMetricFamily("pose_queue_depth", "Messages waiting or in flight", None, ["queue"])
     for name, depth in queues.items():
         depths.add_metric([name], depth())
-    up = GaugeMetricFamily("pose_source_up", "1 while frames come", None, ["stream"])
-    for name, state in states.items():
-        up.add_metric([name], float(state() == "running"))
-    yield from (depths, up)
+    return depths
+
+
+def _overflow_metric(overflows: dict[str, int]) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
+    metric = CounterMetricFamily(
+        "pose_messages_overflowed", "Messages that some subscriber could not take", None, ["stream"]
+    )
+    for name, count in overflows.items():
+        metric.add_metric([name], count)
+    return metric
+
+
+def _unwritten_metric(unwritten: dict[str, dict[str, dict[str, int]]]) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
+    metric = CounterMetricFamily(
+        "pose_pictures_unwritten", "Pictures that could not be recorded", None,
+        ["stream", "sink", "reason"],
+    )  # fmt: skip
+    for sink, sources in unwritten.items():
+        for name, counts in sources.items():
+            for reason, count in counts.items():
+                metric.add_metric([name, sink, reason], count)
+    return metric
+
+
+def _status_metrics(statuses: dict[str, SourceStatus]) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    labels = ["stream"]
+    up = GaugeMetricFamily("pose_source_up", "1 while frames come", None, labels)
+    states = GaugeMetricFamily(
+        "pose_source_state", "1 for the state that the source is in", None, ["stream", "state"]
+    )
+    retries = CounterMetricFamily(
+        "pose_source_retries", "Connections lost or not made", None, ["stream", "reason"]
+    )
+    tainted = CounterMetricFamily(
+        "pose_frames_tainted", "Frames damaged, or predicted from damaged ones", None, labels
+    )
+    left_out = CounterMetricFamily(
+        "pose_frames_left_out", "Frames that max_fps kept back", None, labels
+    )
+    for name, status in statuses.items():
+        up.add_metric([name], float(status.state is SourceState.LIVE))
+        for state in SourceState:
+            states.add_metric([name, state.value], float(status.state is state))
+        for word, count in status.retries.items():
+            retries.add_metric([name, word], count)
+        tainted.add_metric([name], status.tainted)
+        left_out.add_metric([name], status.left_out)
+    yield from (up, states, retries, tainted, left_out)

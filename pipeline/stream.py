@@ -10,30 +10,34 @@ first stage starts.
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from pipeline.config import ConfigError, StreamConfig
-from pipeline.decoder import Source, SourceError, SourceSettings, is_live, open_source
-from pipeline.messages import NetOutput, Poses
-from pipeline.overlay import OverlayVideo
-from pipeline.processes import ROOT, Children, Part, endpoint, is_orphan
+from pipeline.config import ConfigError, SourceConfig, StreamConfig
+from pipeline.counted import Counted, CountedSink, give_present
+from pipeline.decoder import is_live
+from pipeline.messages import Poses
+from pipeline.overlay import Draw, SharedPictures, drawn_picture, picture
+from pipeline.page import Page
+from pipeline.page_api import PageSubject
+from pipeline.processes import PARTS, ROOT, Children, Part, endpoint, is_orphan
 from pipeline.progress import Progress, start_logging
 from pipeline.publisher import Publisher
 from pipeline.queues import Policy, Queue
 from pipeline.recorder import CocoResults, JsonLines, OpenPoseFolder
 from pipeline.schema import StreamStatus, new_session
+from pipeline.source import SourceError
+from pipeline.source_set import SourceSet
 from pipeline.stage import Stage
 from pipeline.stats import Stats
+from pipeline.stop_request import StopRequest
+from pipeline.video_sink import VideoSink
 from pipeline.viewer import Window
 
 if TYPE_CHECKING:
@@ -41,13 +45,20 @@ if TYPE_CHECKING:
 
 DEFAULT_WEIGHTS = ROOT / "weights" / "higher_mobile.safetensors"
 
-_MAX_BATCH = 8
 _DRAIN_SECONDS = 10.0  # after a request to stop: how long a part without sources waits for the end
 _SILENCE_SECONDS = 3.0  # after which a stream with a failed child counts as stuck
 _TICK_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 _stream_numbers = count()
+
+
+@runtime_checkable
+class ForgetsSources(Protocol):
+    """A sink (or the tracker) that keeps something of each source."""
+
+    def forget_source(self, name: str) -> None:
+        """Finish what belongs to a source that has gone; another may come under its name."""
 
 
 class Sink(Protocol):
@@ -100,47 +111,30 @@ class Stream:
         model: Model | None = None,
     ) -> None:
         self.stats = Stats()
-        self.sources: list[Source] = []
+        self._stop = threading.Event()  # ends every stage at once
+        self.sources = SourceSet(stats=self.stats, stop=self._stop, queue=self._frames_queue)
         self._config = config
         self._parts = parts
-        self._stop = threading.Event()  # ends every stage at once
         self._window: Window | None = None
         self._calls_seen = -1  # by all stages, when it was last looked at
         self._moved_at = 0.0
         self._number = next(_stream_numbers)
-        self._live = [is_live(source.input, pace=source.pace) for source in config.sources]
+        self._live = [_is_live(source) for source in config.sources]
         self._sink_names = _sink_names(config)
-        self._stages: list[Stage] = []
+        self._draw = _draw(config)
+        self._stages: list[Stage] = []  # without those of the sources
+        self._forgetting: list[tuple[Stage, Callable[[str], None]]] = []  # after each has gone
         _check_outputs(config)
         # Sinks last: they empty files, which bad weights must not cost anybody.
         if "sources" in parts:
-            self._add_sources()
+            for source in config.sources:
+                self.sources.add(source)
         if "network" in parts:
             self._add_network(model)
         if "sinks" in parts:
             self._add_sinks()
 
     # --- building ------------------------------------------------------------------------------
-
-    def _add_sources(self) -> None:
-        for i, config in enumerate(self._config.sources):
-            settings = SourceSettings(
-                pace=config.pace,
-                loop=config.loop,
-                max_frames=config.max_frames,
-                transport=config.transport,
-            )
-            source = open_source(config.input, name=config.name, settings=settings)
-            source.name = _free_name(source.name, [other.name for other in self.sources])
-            self.sources.append(source)
-            self.stats.watch_source(source.name, partial(getattr, source, "state"))
-            # Not fatal: the others go on, and what this one gave is finished.
-            self._add(
-                f"decoder:{source.name}",
-                frames=source.frames,
-                outputs=[self._frames_queue(i)],
-                fatal=False,
-            )
 
     def _add_network(self, model: Model | None) -> None:
         # Imported here: torch takes seconds and 200 MB, which the other parts do without.
@@ -151,6 +145,8 @@ class Stream:
         from pipeline.inference import Inference
         from pipeline.poses import FindPoses, decode_settings
         from pipeline.preprocess import Preprocess
+        from pipeline.tracker import Tracker
+        from pipeline.tracker import warm_up as warm_up_tracker
 
         config = self._config
         model = model or load_model(config.weights or DEFAULT_WEIGHTS)
@@ -164,6 +160,7 @@ class Stream:
         _log.info("kernels: loading (compiled once for each machine, which takes half a minute)")
         preprocess_kernels.warm_up()
         decode_kernels.warm_up()
+        warm_up_tracker()
         size = config.preprocess.input_size or model.input_size
         multiple = config.preprocess.size_multiple or model.size_multiple
         _log.info("network: %s, short side %d, sides multiples of %d", model.name, size, multiple)
@@ -178,52 +175,71 @@ class Stream:
         )
         flip_order = model.skeleton.flip_order if config.inference.flip_test else None
         inference = Inference(engine, flip_order=flip_order)
-        poses = _Counted(
-            FindPoses(model.skeleton, decode_settings(config.poses, model)), self.stats
+        tracker = Tracker(config.tracker, config.smooth) if config.tracker.enabled else None
+        find_poses = FindPoses(model.skeleton, decode_settings(config.poses, model))
+        poses = Counted(
+            find_poses, tracker, self.stats, self.sources.departed, privacy=config.privacy
         )
-        frames = [self._frames_queue(i) for i in range(len(config.sources))]
+        frames = [self._frames_queue(i, source) for i, source in enumerate(config.sources)]
+        # More frames a pass hardly make a CPU faster, and make each of them wait for all.
+        max_batch = config.inference.max_batch or (1 if engine.device == "cpu" else 8)
         # Live, a frame is taken only when the network is free, so that it is the newest.
         inputs = Queue(f"inproc://{self._number}-inputs", ahead=not any(self._live))
         outputs = Queue(f"inproc://{self._number}-outputs")
-        self._add(
-            "preprocess", preprocess, inputs=frames, outputs=[inputs],
-            batch=min(len(frames), _MAX_BATCH),
-        )  # fmt: skip
+        self._add("preprocess", preprocess, inputs=frames, outputs=[inputs], batch=max_batch)
         self._add("inference", inference, inputs=[inputs], outputs=[outputs])
         sinks = [self._poses_queue(j) for j in range(len(self._sink_names))]
         self._add("poses", poses, inputs=[outputs], outputs=sinks)
+        if tracker is not None:
+            self._forgetting.append((self._stages[-1], tracker.forget_source))
 
     def _add_sinks(self) -> None:
         session = new_session()
         with ExitStack() as opened:  # if one cannot be opened, those before it are closed
             for j, name in enumerate(self._sink_names):
                 sink = opened.enter_context(closing(self._sink(name, session)))
-                work: Any = sink
+                work: Any = partial(give_present, sink, self.sources.departed)
                 if j == 0 and "network" not in self._parts:
-                    work = _CountedSink(sink, self.stats)
+                    work = CountedSink(sink, self.stats)
                 self._add(name, work, inputs=[self._poses_queue(j)], close=sink.close)
+                if isinstance(sink, ForgetsSources):
+                    self._forgetting.append((self._stages[-1], sink.forget_source))
             opened.pop_all()
 
     def _sink(self, name: str, session: str) -> Sink:
         config = self._config
         per_source = len(config.sources) > 1
-        overlay, recorder = config.overlay, config.recorder
-        min_score = overlay.min_keypoint_score
-        if name == "overlay":
-            assert overlay.path is not None
-            return OverlayVideo(
-                overlay.path, per_source=per_source, min_keypoint_score=min_score,
-                on_black=not overlay.picture,
+        overlay = config.overlay
+        if name in ("overlay", "clean"):
+            path = overlay.path if name == "overlay" else overlay.clean
+            assert path is not None
+            video = VideoSink(
+                path, self._draw if name == "overlay" else picture, per_source=per_source,
+                segment_s=overlay.segment_s, keep_gb=overlay.keep_gb, keep_hours=overlay.keep_hours,
             )  # fmt: skip
+            self.stats.watch_unwritten(name, video.unwritten)
+            return video
         if name == "viewer":
-            self._window = Window(min_keypoint_score=min_score, on_black=not overlay.picture)
+            self._window = Window(draw=self._draw)
             return self._window
         if name == "publisher":
             assert config.publisher.endpoint is not None
-            return Publisher(
+            publisher = Publisher(
                 config.publisher.endpoint, format=config.publisher.format, session=session,
                 status=self._status, num_streams=len(config.sources),
+                curve_dir=config.publisher.curve_dir,
             )  # fmt: skip
+            self.stats.watch_overflows(publisher.overflows)
+            return publisher
+        if name == "page":
+            return Page(
+                config.page, self._page_subject(), privacy=config.privacy, session=session,
+                min_keypoint_score=overlay.min_keypoint_score,
+            )  # fmt: skip
+        return self._recorder(name, session)
+
+    def _recorder(self, name: str, session: str) -> Sink:
+        recorder, per_source = self._config.recorder, len(self._config.sources) > 1
         if name == "jsonl":
             assert recorder.jsonl is not None
             return JsonLines(recorder.jsonl, session=session)
@@ -233,45 +249,99 @@ class Stream:
         assert recorder.coco is not None
         return CocoResults(recorder.coco, per_source=per_source)
 
+    def _page_subject(self) -> PageSubject:
+        can_change = self._parts == PARTS
+        return PageSubject(
+            stats=self.stats,
+            status=self._status,
+            stages=lambda: {stage.name: stage.error is None for stage in self._stages},
+            add_source=self.add_source if can_change else None,
+            remove_source=self.remove_source if can_change else None,
+        )
+
     def _add(self, name: str, work: Any = None, **arguments: Any) -> None:
         self._stages.append(Stage(name, work, stats=self.stats, stop=self._stop, **arguments))
 
-    def _frames_queue(self, i: int) -> Queue:
+    def _frames_queue(self, i: int, source: SourceConfig) -> Queue:
+        live = _is_live(source)
         return Queue(
             endpoint(self._config.queues.frames, f"{self._number}-frames", i),
-            policy=_policy(live=self._live[i]),
-            ahead=not self._live[i],
+            policy=_policy(live=live),
+            # Inproc the newest frame is found all the same, and those of all cameras at once.
+            ahead=not live or self._config.queues.frames == "inproc",
         )
 
     def _poses_queue(self, j: int) -> Queue:
         return Queue(
             endpoint(self._config.queues.poses, f"{self._number}-poses", j),
             policy=_policy(live=all(self._live)),
-            pixels=_draws(self._sink_names[j], self._config),
+            pixels=self._config.shows_pictures(self._sink_names[j]),
         )
+
+    # --- sources that come and go ----------------------------------------------------------------
+
+    def add_source(self, config: SourceConfig) -> str:
+        """Add a source while the stream runs (or before); from any thread.
+
+        Returns:
+            Its name.
+        Raises:
+            ValueError: the name is taken, there is nothing to read, the stream is at its end, is
+                cut into processes, or its sources are live and this one is a file; one line.
+        """
+        if self._parts != PARTS:
+            raise ConfigError("sources come and go only in a stream that is one process")
+        if all(self._live) and not _is_live(config):
+            raise ConfigError(
+                "frames may be dropped from live streams, so no file can be added to one; "
+                "play it as a camera would: pace: true"
+            )
+        preprocess = self._stages[0]
+        return self.sources.add(config, connect=preprocess.add_input)
+
+    def remove_source(self, name: str) -> None:
+        """End a source and forget it a few seconds later; from any thread. Returns at once.
+
+        Raises:
+            ValueError: there is none of that name, it is the last one, or the stream is cut.
+        """
+        if self._parts != PARTS:
+            raise ConfigError("sources come and go only in a stream that is one process")
+        self.sources.remove(name)
+
+    def _forget_removed(self) -> None:
+        for name in self.sources.forget_ended():
+            self.stats.forget_source(name)
+            for stage, forget in self._forgetting:
+                stage.soon(partial(forget, name))
 
     # --- running -------------------------------------------------------------------------------
 
     def run(self, children: Children | None = None, *, quiet: bool = True) -> int:
         """Start the stages, watch them, join them. Returns the exit code, as run() above."""
-        with _StopRequest() as request, Progress(self.stats, self.sources, quiet=quiet):
+        with StopRequest() as request, Progress(self.stats, list(self.sources), quiet=quiet):
+            self.sources.start()
             for stage in self._stages:
                 stage.start()
             react = partial(self._react, request, children)
-            while any(stage.is_alive() for stage in self._stages):
+            while any(stage.is_alive() for stage in self._all_stages):
                 react()
                 self._wait(react, request)
-            for stage in self._stages:
+            for stage in self._all_stages:
                 stage.join()
         if children is not None and self._stop.is_set():
             children.stop_now()
         return max(self._exit_code(), 0 if children is None else children.wait())
 
-    def _react(self, request: _StopRequest, children: Children | None) -> None:
+    @property
+    def _all_stages(self) -> list[Stage]:
+        return [*self.sources.stages, *self._stages]
+
+    def _react(self, request: StopRequest, children: Children | None) -> None:
         """A first request ends the sources, and the rest follows; a second one ends everything."""
+        self._forget_removed()
         if request.seconds is not None or self._stop.is_set():
-            for source in self.sources:  # each may be waiting for its camera
-                source.stop()
+            self.sources.stop()  # each may be waiting for its camera
         if request.seconds is not None:
             if children is not None:
                 children.request_stop()
@@ -292,7 +362,7 @@ class Stream:
             self._calls_seen, self._moved_at = calls, time.monotonic()
         return time.monotonic() - self._moved_at > _SILENCE_SECONDS
 
-    def _wait(self, react: Callable[[], None], request: _StopRequest) -> None:
+    def _wait(self, react: Callable[[], None], request: StopRequest) -> None:
         if self._window is None:
             time.sleep(_TICK_SECONDS)
         else:
@@ -300,7 +370,7 @@ class Stream:
             self._window = None
 
     def _exit_code(self) -> int:
-        errors = [stage.error for stage in self._stages if stage.error is not None]
+        errors = [stage.error for stage in self._all_stages if stage.error is not None]
         codes = [0]
         for error in errors:
             is_input = isinstance(error.__cause__, SourceError)
@@ -314,7 +384,12 @@ class Stream:
         """For the publisher: how each source does."""
         return {
             name: StreamStatus(
-                state=source["state"] or "running",
+                # Of a source in another process only its results are known.
+                state=source["state"] or ("live" if source["fps"] > 0 else "stalled"),
+                reason=source["reason"],
+                since_unix_s=source["since_unix_s"] if source["state"] else None,
+                retries=source["retries"],
+                tainted=source["tainted"],
                 fps=source["fps"],
                 dropped=source["dropped"],
                 latency_ms=source["latency_ms"],
@@ -323,73 +398,8 @@ class Stream:
         }
 
 
-class _StopRequest:
-    """Ctrl-C, SIGTERM and the viewer's window, in a `with` block of the main thread.
-
-    Outside the main thread (tests) signals are left alone.
-    """
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-        """Set by the first request."""
-        self._since: float | None = None
-        self._num_signals = 0
-        self._former: dict[int, Any] = {}
-
-    @property
-    def seconds(self) -> float | None:
-        """Since the first request; None before it."""
-        if self._since is None and self.event.is_set():
-            self._since = time.monotonic()
-        return None if self._since is None else time.monotonic() - self._since
-
-    @property
-    def is_urgent(self) -> bool:
-        """Whether it was said twice."""
-        return self._num_signals > 1
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._num_signals += 1
-        self.event.set()
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """FindPoses, its results counted."""
-
-    find_poses: Callable[[NetOutput], Iterator[Poses]]
-    stats: Stats
-
-    def __call__(self, output: NetOutput) -> Iterator[Poses]:
-        for poses in self.find_poses(output):
-            _count(poses, self.stats)
-            yield poses
-
-
-@dataclass(frozen=True)
-class _CountedSink:
-    """A sink that counts what arrives, for a process in which poses are not made."""
-
-    sink: Sink
-    stats: Stats
-
-    def __call__(self, poses: Poses) -> None:
-        _count(poses, self.stats)
-        self.sink(poses)
-
-
-def _count(poses: Poses, stats: Stats) -> None:
-    stats.finished(poses.frame.source, latency_ms=poses.latency_ms, people=len(poses.scores))
+def _is_live(source: SourceConfig) -> bool:
+    return is_live(source.input, pace=source.pace)
 
 
 def _policy(*, live: bool) -> Policy:
@@ -400,23 +410,31 @@ def _sink_names(config: StreamConfig) -> list[str]:
     """The sinks that a configuration asks for, in the order of their queues."""
     asked = {
         "overlay": config.overlay.path is not None,
+        "clean": config.overlay.clean is not None,
         "jsonl": config.recorder.jsonl is not None,
         "openpose": config.recorder.openpose is not None,
         "coco": config.recorder.coco is not None,
         "publisher": config.publisher.endpoint is not None,
         "viewer": config.viewer.show,
+        "page": config.page.serve is not None,
     }
     return [name for name, is_asked in asked.items() if is_asked]
 
 
-def _draws(sink: str, config: StreamConfig) -> bool:
-    return sink in ("overlay", "viewer") and config.overlay.picture
+def _draw(config: StreamConfig) -> Draw:
+    """How poses are drawn; where two sinks show the same, each picture is drawn once."""
+    overlay = config.overlay
+    draw: Draw = partial(
+        drawn_picture, min_keypoint_score=overlay.min_keypoint_score, colors=overlay.colors,
+        on_black=not config.shows_pictures("overlay"), smoothed=overlay.smoothed,
+    )  # fmt: skip
+    return SharedPictures(draw) if overlay.path is not None and config.viewer.show else draw
 
 
 def _check_outputs(config: StreamConfig) -> None:
     """No output may replace an input, or another output."""
-    recorder = config.recorder
-    asked = (config.overlay.path, recorder.jsonl, recorder.openpose, recorder.coco)
+    overlay, recorder = config.overlay, config.recorder
+    asked = (overlay.path, overlay.clean, recorder.jsonl, recorder.openpose, recorder.coco)
     outputs = [Path(path).resolve() for path in asked if path is not None and path != "-"]
     inputs = {Path(source.input).resolve() for source in config.sources}
     for i, path in enumerate(outputs):
@@ -424,9 +442,3 @@ def _check_outputs(config: StreamConfig) -> None:
             raise ConfigError(f"{path} is an input; give the output another name")
         if path in outputs[:i]:
             raise ConfigError(f"two outputs would write {path}; give them different names")
-
-
-def _free_name(wanted: str, taken: Collection[str]) -> str:
-    """The name, or with -2, -3, ... where it is taken."""
-    numbered = (f"{wanted}-{number}" for number in count(2))
-    return wanted if wanted not in taken else next(n for n in numbered if n not in taken)

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.messages import Frame, Poses
 
-VERSION = 1
+VERSION = 2
 """Changes with the meaning of the header; both ends of a queue must have the same."""
 INLINE_BYTES = 1 << 16
 """Arrays up to this size are copied through the socket."""

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.clips import grey, write_clip
+
 _unexpected_skips: list[str] = []
 
 
@@ -12,6 +14,12 @@ _unexpected_skips: list[str] = []
 def data_folder() -> Path:
     """tests/data: outputs of the published code on small inputs."""
     return Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """walk.mp4: 30 pictures that tell their number, at 25 a second."""
+    return write_clip(tmp_path / "walk.mp4", [grey(i) for i in range(30)])
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

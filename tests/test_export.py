@@ -265,7 +265,10 @@ def test_card_says_what_a_stranger_needs(tmp_path: Path) -> None:
 def test_card_s_ramp_is_the_stream_s(tmp_path: Path, numbers: int) -> None:
     model = random_model("higher_mobile", seed=1, **MOBILE, tag_numbers=numbers)
     card = card_of(tmp_path, replace(model, tag_ramp_px=24.0), "net.safetensors")
-    formulas = {1: "(x + 0.35 y) * 4 / 24", 2: "x * 4 / 24 (first number) and 0.5 y * 4 / 24 (second"}
+    formulas = {
+        1: "(x + 0.35 y) * 4 / 24",
+        2: "x * 4 / 24 (first number) and 0.5 y * 4 / 24 (second",
+    }
     assert formulas[numbers] in card
     # The same words as numbers: the ramp at x = 3, y = 2 of the tags.
     zeros = Maps((), torch.zeros(1, 17, 4, 5, numbers))

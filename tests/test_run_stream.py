@@ -110,6 +110,8 @@ def test_demo_finds_the_people_where_they_are(tmp_path: Path) -> None:
         (["demo", "--weights", "{text}"], "text.mp4"),
         (["demo", "--save", "missing/demo.mp4"], "missing"),
         (["demo", "--save", "demo.gif"], ".mp4"),
+        (["demo", "--segment-s", "60"], "segment_s needs a video"),
+        (["demo", "--save-clean", "c.mp4", "--set", "overlay.keep_gb=1"], "give segment_s too"),
         (["demo", "--jsonl", "{same}", "--coco", "{same}"], "two outputs would write"),
         (["demo", "--engine", "abacus"], "abacus"),
         (["demo", "--publish", "tcp://nowhere"], "tcp://nowhere"),
@@ -160,6 +162,33 @@ def test_after_a_kill_what_was_written_is_readable(tmp_path: Path) -> None:
     assert num_video_frames(video) >= 30
 
 
+def test_segments_of_drawn_and_clean_pictures_and_a_kill(tmp_path: Path) -> None:
+    """The disk of the drawn video is full, really; nothing else suffers from it."""
+    jsonl, drawn, clean = (tmp_path / name for name in ("p.jsonl", "full.mp4", "clean.mkv"))
+    drawn.symlink_to("/dev/full")
+    saving = ("--save", drawn, "--save-clean", clean, "--jsonl", jsonl)
+    result = run("demo", "--max-frames", "50", *saving)
+    assert result.returncode == 0
+    assert result.stderr.count("No space left on device; the stream goes on") == 1
+    lost = re.search(r"overlay: demo: pictures not recorded: (\d+) disk_full", result.stderr)
+    assert lost is not None
+    later = [num_video_frames(path) for path in tmp_path.glob("full-*.mp4")]  # on a real disk
+    assert int(lost[1]) + sum(later) == 50
+    assert num_video_frames(clean) == len(messages_of(jsonl)) == 50
+
+    clean.unlink()
+    in_segments = ("--save-clean", clean, "--segment-s", "1", "--jsonl", jsonl)
+    with running("demo", "--loop", *in_segments) as process:
+        wait_for_lines(jsonl, 85)
+        process.kill()
+        process.wait(30)
+    lines = [json.loads(line) for line in (tmp_path / "clean.mkv.jsonl").read_text().splitlines()]
+    finished = {line["file"]: line["pictures"] for line in lines if line["pictures"]}
+    assert len(finished) >= 2
+    for name, num_pictures in finished.items():
+        assert num_video_frames(tmp_path / name) == num_pictures
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What an uncut stream says of the first frames of the demo."""
@@ -191,6 +220,21 @@ def test_a_cut_stream_gives_the_same_poses(
     assert [m["frame"] for m in messages_of(jsonl)] == list(range(12))
     assert num_video_frames(video) == 12
     assert segments_in_shared_memory() <= before
+
+
+@pytest.mark.parametrize(("option", "has_ids"), [("--no-track", False), ("--no-smooth", True)])
+def test_ids_and_smoothing_can_be_switched_off(
+    tmp_path: Path, whole: list[dict[str, Any]], option: str, has_ids: bool
+) -> None:
+    jsonl = tmp_path / "p.jsonl"
+    assert run("demo", "--max-frames", "12", "--jsonl", jsonl, option).returncode == 0
+    for message, usual in zip(messages_of(jsonl), whole, strict=True):
+        for person, known in zip(message["people"], usual["people"], strict=True):
+            assert person["smoothed"] is None
+            assert person["id"] == (known["id"] if has_ids else None)
+            assert known["smoothed"] is not None
+            assert person["keypoints"] == known["keypoints"]
+    assert any(person["id"] is not None for message in whole for person in message["people"])
 
 
 def test_a_cut_stream_stops_in_order_and_tells_of_bad_input(tmp_path: Path) -> None:
@@ -258,6 +302,8 @@ def test_a_camera_is_published_to_whoever_subscribes(tmp_path: Path) -> None:
             running(server.url.replace("//", "//me:geheim@"), "--publish", endpoint) as process,
         ):
             wait_for_more()
+            arguments = Path(f"/proc/{process.pid}/cmdline")
+            assert not arguments.exists() or b"geheim" not in arguments.read_bytes()
             server.kill()
             server.start()
             wait_for_more()

@@ -62,6 +62,7 @@ def poses(draw: st.DrawFn) -> Poses:
         ids=chance.integers(-1, 99, people),
         completed_ns=draw(st.integers(0, 2**60)),
         stage_ms=draw(st.dictionaries(st.text(max_size=8), st.floats(0, 1e4), max_size=4)),
+        smoothed=draw(st.sampled_from([None, chance.random((people, keypoints, 2), np.float32)])),
     )
 
 

@@ -1,12 +1,13 @@
 """pipeline/preprocess.py: batches by size, geometry of turned and elongated pictures."""
 
+import dataclasses
 import logging
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from pipeline.messages import Frame, PixelFormat
+from pipeline.messages import Frame, PixelFormat, Region
 from pipeline.preprocess import Preprocess
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -84,7 +85,8 @@ def test_no_frames_make_no_batch() -> None:
 
 def test_a_batch_is_its_frames_one_by_one() -> None:
     run = stage()
-    frames = [noise_frame((90, 160), 0), noise_frame((180, 320), 1), noise_frame((91, 161), 2)]
+    sizes = [(90, 160), (180, 320), (91, 161), (90, 160)]
+    frames = [noise_frame(size, number) for number, size in enumerate(sizes)]
     (together,) = run(frames)
     for i, frame in enumerate(frames):
         (alone,) = run([frame])
@@ -152,9 +154,10 @@ def test_colour_of_the_frame_is_respected() -> None:
 
 
 def test_a_canvas_takes_every_picture_whole() -> None:
-    frames = [noise_frame(size, i) for i, size in enumerate([(90, 160), (200, 40), (33, 33)])]
+    sizes = [(90, 160), (200, 40), (33, 33), (64, 64)]
+    frames = [noise_frame(size, i) for i, size in enumerate(sizes)]
     (batch,) = stage(canvas=(96, 128))(frames)
-    assert batch.images.shape == (3, 3, 96, 128)
+    assert batch.images.shape == (4, 3, 96, 128)
     for frame, image_from_net in zip(frames, batch.image_from_net, strict=True):
         left, top = image_from_net @ [0, 0, 1]
         right, bottom = image_from_net @ [128, 96, 1]
@@ -208,3 +211,32 @@ def test_planes_of_another_size_are_refused() -> None:
         ValueError, match=r"size \(90, 160\).* turned by 90 degrees are \(160, 90\)"
     ):
         list(stage()([lying]))
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@pytest.mark.parametrize("pixel_format", FORMATS)
+@pytest.mark.parametrize("roi", [(20, 10, 60, 50), (21, 11, 39, 45), (0, 0, 120, 120)])
+def test_the_network_sees_the_region_and_its_map_leads_to_the_whole_picture(
+    rotation: int, pixel_format: PixelFormat, roi: Region
+) -> None:
+    at = x, y = 47.0, 33.0  # of the upright picture, (121, 121)
+    lying = {0: (x, y), 90: (y, 120 - x), 180: (120 - x, 120 - y), 270: (120 - y, x)}[rotation]
+    planes = blob_planes((121, 121), lying[0], lying[1], pixel_format)
+    whole = frame_of(planes, rotation=rotation, pixel_format=pixel_format)
+    (batch,) = stage()([dataclasses.replace(whole, roi=roi)])
+    found = batch.image_from_net[0] @ centroid(batch.images[0])
+    assert found == pytest.approx(at, abs=0.3)
+    (all_of_it,) = stage()([whole])
+    zoom = np.linalg.norm(all_of_it.image_from_net[0, :, :2])
+    zoom /= np.linalg.norm(batch.image_from_net[0, :, :2])
+    assert zoom == pytest.approx(121 / min(roi[2:]), rel=0.06)
+
+
+def test_a_regions_input_is_that_of_the_picture_cut_out() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    part = picture[20:84, 30:118]
+    (of_region,) = stage()([frame_of((picture,), roi=(30, 20, 88, 64))])
+    (of_part,) = stage()([frame_of((np.ascontiguousarray(part),))])
+    np.testing.assert_array_equal(of_region.images, of_part.images)
+    shift = of_region.image_from_net[0] - of_part.image_from_net[0]
+    np.testing.assert_allclose(shift, [[0, 0, 30], [0, 0, 20]], atol=1e-9)

@@ -309,19 +309,51 @@ def test_asking_late_gets_the_newest(endpoint: Callable[[str], str]) -> None:
     sender.abort()
 
 
-def test_asking_ahead_gets_what_was_newest_then(endpoint: Callable[[str], str]) -> None:
+def test_asking_ahead_gets_the_newest_of_this_process_all_the_same(
+    endpoint: Callable[[str], str],
+) -> None:
     address = endpoint("inproc")
-    sender = Sender(address, policy="drop_oldest")
+    dropped: list[tuple[int, str]] = []
+    sender = Sender(address, policy="drop_oldest", on_drop=lambda *drop: dropped.append(drop))
     with Receiver(address) as receiver:
         sender.send(1)
         assert take(receiver) == 1
         sender.send(2)  # leaves at once: it was asked for
         wait_until(lambda: receiver._socket.poll(0) != 0)
         sender.send(3)
-        sender.send(4)
-        assert take(receiver) == 2
+        sender.send(4)  # takes the place of what is on its way
         assert take(receiver) == 4
+        assert dropped == [(2, "newer"), (3, "newer")]
+        sender.send(5)
+        assert take(receiver) == 5
     sender.abort()
+
+
+def test_no_message_is_lost_or_doubled_while_newer_ones_overtake(
+    endpoint: Callable[[str], str],
+) -> None:
+    """Every message is either taken or dropped, once, and those taken are in order."""
+    address = endpoint("inproc")
+    dropped: list[int] = []
+    taken: list[int] = []
+
+    def flood() -> None:
+        sender = Sender(
+            address, policy="drop_oldest", on_drop=lambda number, _: dropped.append(number)
+        )
+        with sender:
+            for number in range(1, 20_001):
+                sender.send(number)
+
+    thread = threading.Thread(target=flood)
+    with Receiver(address) as receiver:
+        thread.start()
+        while (number := take(receiver)) is not END:
+            taken.append(number)
+        thread.join()
+    assert taken == sorted(taken)
+    assert taken[-1] == 20_000
+    assert sorted(taken + dropped) == list(range(1, 20_001))
 
 
 # Several queues at one stage
@@ -835,10 +867,13 @@ def test_depth_counts_waiting_and_in_flight(endpoint: Callable[[str], str]) -> N
     assert sender.depth == 0
     with Receiver(address) as receiver:
         sender.send(np.zeros(1))
+        assert sender.depth == 1
+        take(receiver)
+        wait_until(lambda: sender.depth == 0)  # its receipt came, with the next credit
         sender.send(np.ones(1))
         wait_until(lambda: receiver._socket.poll(0) != 0)
         sender.send(np.ones(1))
-        assert sender.depth == 2
+        assert sender.depth == 1, "the newer one took its place"
         take(receiver)
     sender.abort()
     assert sender.depth == 0

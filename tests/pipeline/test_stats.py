@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.source_state import SourceState, SourceStatus
 from pipeline.stats import Stats
 
 
@@ -100,27 +101,55 @@ def test_drops_are_told_by_source_stage_and_reason() -> None:
 
 def test_results_queues_and_states_are_shown() -> None:
     stats = Stats()
-    depth, state = 0, "connecting"
+    depth, status = 0, SourceStatus()
     stats.watch_queue("inproc://frames", lambda: depth)
-    stats.watch_source("cam1", lambda: state)
+    stats.watch_source("cam1", lambda: status)
     before = stats.snapshot()
     assert before["queues"] == {"inproc://frames": 0}
     assert before["sources"]["cam1"]["state"] == "connecting"
     assert before["sources"]["cam1"]["latency_ms"] == {}
     assert samples(stats)["pose_source_up", (("stream", "cam1"),)] == 0
-    depth, state = 2, "running"
+    depth = 2
+    status = SourceStatus(SourceState.LIVE, retries={"ended": 3}, tainted=4, left_out=5)
     for latency_ms in range(101):
         stats.finished("cam1", latency_ms=latency_ms, people=latency_ms % 7)
     source = stats.snapshot()["sources"]["cam1"]
     assert source["latency_ms"] == {"p50": 50, "p95": 95, "p99": 99}
-    assert (source["results"], source["people"], source["state"]) == (101, 2, "running")
+    assert (source["results"], source["people"], source["state"]) == (101, 2, "live")
     seen = samples(stats)
     assert seen["pose_queue_depth", (("queue", "inproc://frames"),)] == 2
     assert seen["pose_source_up", (("stream", "cam1"),)] == 1
+    assert seen["pose_source_retries_total", (("reason", "ended"), ("stream", "cam1"))] == 3
+    assert seen["pose_frames_tainted_total", (("stream", "cam1"),)] == 4
+    assert seen["pose_frames_left_out_total", (("stream", "cam1"),)] == 5
+    states = {
+        state.value: seen["pose_source_state", (("state", state.value), ("stream", "cam1"))]
+        for state in SourceState
+    }
+    assert [state for state, value in states.items() if value] == ["live"]
     assert seen["pose_persons", (("stream", "cam1"),)] == 2
     assert seen["pose_end_to_end_latency_seconds_count", (("stream", "cam1"),)] == 101
     stats.unwatch_queue("inproc://frames")
     assert stats.snapshot()["queues"] == {}
+
+
+def test_what_subscribers_could_not_take_is_shown() -> None:
+    stats = Stats()
+    assert stats.snapshot()["overflows"] == {}
+    stats.watch_overflows(lambda: {"cam1": 7})
+    assert stats.snapshot()["overflows"] == {"cam1": 7}
+    assert samples(stats)["pose_messages_overflowed_total", (("stream", "cam1"),)] == 7
+
+
+def test_what_could_not_be_recorded_is_shown() -> None:
+    stats = Stats()
+    assert stats.snapshot()["unwritten"] == {}
+    stats.watch_unwritten("overlay", lambda: {"cam1": {"disk_full": 3}})
+    stats.watch_unwritten("clean", dict)
+    counts = {"overlay": {"cam1": {"disk_full": 3}}, "clean": {}}
+    assert stats.snapshot()["unwritten"] == counts
+    labels = (("reason", "disk_full"), ("sink", "overlay"), ("stream", "cam1"))
+    assert samples(stats)["pose_pictures_unwritten_total", labels] == 3
 
 
 def test_nothing_is_lost_when_many_threads_count() -> None:

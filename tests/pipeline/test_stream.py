@@ -100,6 +100,40 @@ def test_a_clip_becomes_poses_video_and_files(clip: Path, tmp_path: Path) -> Non
     assert np.abs(frames[0] - plain).max() > 100, "nothing was drawn over the picture"
 
 
+def test_people_keep_their_ids_and_raw_keypoints_stand_beside_smoothed_ones(
+    clip: Path, tmp_path: Path
+) -> None:
+    jsonl = tmp_path / "poses.jsonl"
+    assert run_painted(settings(clip, **{"recorder.jsonl": str(jsonl)})) == 0
+    messages = read_messages(jsonl)
+    for message in messages:
+        people = sorted(message["people"], key=lambda person: person["keypoints"][0][0])
+        ids = [person["id"] for person in people]
+        assert set(ids) == {None} if message["frame"] < 2 else sorted(ids) == [1, 2]
+        if message["frame"] >= 2:
+            assert ids == [p["id"] for p in sorted(messages[2]["people"], key=_first_x)]
+        for person in people:
+            raw = np.array(person["keypoints"])[:, :2]
+            np.testing.assert_allclose(person["smoothed"], raw, atol=2 * TOLERANCE_PX)
+
+
+def _first_x(person: dict[str, Any]) -> float:
+    return float(person["keypoints"][0][0])
+
+
+@pytest.mark.parametrize(
+    ("switch", "has_ids"), [("tracker.enabled", False), ("smooth.enabled", True)]
+)
+def test_tracker_and_filter_can_be_switched_off(
+    clip: Path, tmp_path: Path, switch: str, has_ids: bool
+) -> None:
+    jsonl = tmp_path / "poses.jsonl"
+    assert run_painted(settings(clip, **{"recorder.jsonl": str(jsonl), switch: "off"})) == 0
+    people = [person for message in read_messages(jsonl) for person in message["people"]]
+    assert all(person["smoothed"] is None for person in people)
+    assert any(person["id"] is not None for person in people) is has_ids
+
+
 def test_a_folder_of_images_of_changing_size_and_an_empty_picture(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()

@@ -1,0 +1,52 @@
+"""How a user says that it is enough: Ctrl-C, SIGTERM, the viewer's window. Said twice: at once.
+
+Knows nothing of what is stopped.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any, Self
+
+
+class StopRequest:
+    """Ctrl-C, SIGTERM and the viewer's window, in a `with` block of the main thread.
+
+    Outside the main thread (tests) signals are left alone.
+    """
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        """Set by the first request."""
+        self._since: float | None = None
+        self._num_signals = 0
+        self._former: dict[int, Any] = {}
+
+    @property
+    def seconds(self) -> float | None:
+        """Since the first request; None before it."""
+        if self._since is None and self.event.is_set():
+            self._since = time.monotonic()
+        return None if self._since is None else time.monotonic() - self._since
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether it was said twice."""
+        return self._num_signals > 1
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._num_signals += 1
+        self.event.set()

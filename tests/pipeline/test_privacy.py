@@ -1,0 +1,142 @@
+"""`privacy`: no pixel reaches a file, a screen or the network, whichever sink there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from pipeline.config import ConfigError, StreamConfig, load_config
+from pipeline.messages import Poses
+from pipeline.overlay import drawn_picture
+from pipeline.page import Page
+from pipeline.page_viewers import View
+from pipeline.stream import Stream, _draw, _sink_names
+from run_stream import _parser, _settings
+from tests.page_stand import COLOR_BGR, Stand, picture_of, serving, split_body
+from tests.painted import grid_people, paint, painted_model
+
+pytestmark = pytest.mark.timeout(90)
+SIZE = (256, 384)
+BACKGROUND = (90, 60, 160)
+
+
+def write_clip(path: Path, num_frames: int = 8) -> None:
+    """People on a ground that nobody may see."""
+    picture = paint(SIZE, grid_people(1))
+    picture[(picture == 0).all(axis=-1)] = BACKGROUND
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "4"})
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
+        for _ in range(num_frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        container.mux(stream.encode())
+
+
+def settings(tmp_path: Path, **others: Any) -> StreamConfig:
+    write_clip(tmp_path / "clip.mp4")
+    return load_config(
+        sources=[str(tmp_path / "clip.mp4")],
+        settings={"inference.engine": "torch", "poses.refine": "off", **others},
+    )
+
+
+@pytest.mark.parametrize("privacy", [False, True])
+def test_no_sink_gets_pixels(
+    tmp_path: Path, privacy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every sink at once, those of pictures too; the control, without privacy, does get them."""
+    saved = tmp_path / "poses.mp4"
+    got: dict[str, bool] = {}
+    sink_of = Stream._sink
+
+    def spied(self: Stream, name: str, session: str) -> Any:
+        sink = sink_of(self, name, session)
+        call = type(sink).__call__
+
+        class Spy:
+            def __call__(self, poses: Poses) -> None:
+                got[name] = poses.frame.has_pixels
+                call(sink, poses)
+
+            def close(self) -> None:
+                sink.close()
+
+        return Spy()
+
+    monkeypatch.setattr(Stream, "_sink", spied)
+    asked = {
+        "overlay.path": str(saved),
+        "recorder.jsonl": str(tmp_path / "poses.jsonl"),
+        "recorder.coco": str(tmp_path / "coco.json"),
+        "recorder.openpose": str(tmp_path / "openpose"),
+        "publisher.endpoint": f"ipc://{tmp_path}/poses",
+        "page.serve": "127.0.0.1:0",
+    }
+    config = settings(tmp_path, privacy=privacy, **asked)
+    assert Stream(config, model=painted_model()).run() == 0
+    assert set(got) == set(_sink_names(config))
+    assert got["overlay"] is not privacy
+    assert got["page"] is not privacy
+    assert not privacy or not any(got.values())
+
+    with av.open(str(saved)) as container:
+        frame = next(container.decode(video=0)).to_ndarray(format="bgr24").astype(int)
+    grounds = int((np.abs(frame - BACKGROUND).max(axis=-1) < 20).sum())
+    assert (grounds == 0) if privacy else (grounds > 20_000)
+    assert (frame.max(axis=-1) > 100).any(), "the skeletons are drawn all the same"
+
+
+def test_drawing_is_on_black_for_video_and_window_alike() -> None:
+    config = load_config(sources=["demo"], settings={"privacy": True, "viewer.show": True})
+    stand = Stand()
+    picture = _draw(config)(stand.poses().without_pixels())
+    expected = drawn_picture(stand.poses(), on_black=True)
+    assert picture.shape == expected.shape
+    assert not (picture == COLOR_BGR).all(axis=-1).any()
+
+
+@pytest.mark.parametrize("cut", ["ipc", "tcp://127.0.0.1:5600"])
+def test_frames_that_would_leave_the_process_are_refused(cut: str) -> None:
+    with pytest.raises(ConfigError, match=r"^privacy forbids queues\.frames"):
+        load_config(sources=["demo"], settings={"privacy": True, "queues.frames": cut})
+
+
+def test_a_clean_video_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^privacy forbids overlay\.clean"):
+        load_config(sources=["demo"], settings={"privacy": True, "overlay.clean": "clean.mp4"})
+
+
+@pytest.mark.parametrize("sink", ["overlay", "clean", "viewer", "page", "publisher", "unheard-of"])
+def test_poses_cross_to_other_processes_without_pixels(sink: str) -> None:
+    config = load_config(
+        sources=["demo"], settings={"privacy": True, "queues.poses": "tcp://127.0.0.1:5600"}
+    )
+    assert not config.shows_pictures(sink)
+
+
+def test_the_page_draws_on_black_even_if_pixels_reach_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stand = Stand()
+    views = frozenset({View("message", 640), View("picture", 640)})
+    delivered: dict[View, bytes] = {}
+    with serving(stand, privacy=True) as page:
+        monkeypatch.setattr(page._server.audience, "wanted", lambda source: views)
+        monkeypatch.setattr(page._server, "deliver", lambda source, made: delivered.update(made))
+        page(stand.poses())
+    assert isinstance(page, Page)
+    message, jpeg = split_body(delivered[View("message", 640)])
+    assert (len(message["people"]), jpeg) == (2, b"")
+    picture = picture_of(delivered[View("picture", 640)])
+    assert np.median(picture) == 0
+    assert picture.max() > 150, "skeletons are drawn"
+    assert (np.abs(picture - COLOR_BGR).max(axis=-1) < 10).sum() == 0
+
+
+def test_the_option_switches_it_on() -> None:
+    assert _settings(_parser().parse_args(["demo", "--privacy"])) == {"privacy": True}
+    assert _settings(_parser().parse_args(["demo", "--serve", "8000"])) == {"page.serve": "8000"}
