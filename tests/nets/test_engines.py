@@ -97,7 +97,9 @@ def _tags_around_64(model: Model) -> Model:
         if isinstance(module, nn.Conv2d) and module.out_channels in (17, 34) and module.groups == 1:
             assert module.bias is not None
             module.weight.data *= 0.1
-            if name.endswith("tags") or module.out_channels == 34:  # heatmaps first, then tags
+            if name.endswith("tags"):
+                module.bias.data += 64
+            elif module.out_channels == 34:  # heatmaps first, then tags
                 module.bias.data[-17:] += 64
     assert _definition(model, _images(1, 64, 64)).tags.median() > 50
     return replace(model, weights_sha256=model.weights_sha256 + "-64")
