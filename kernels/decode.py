@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.grouping import People, group_people
+from kernels.oks import BODY_SHARE_OF_BOX
 from kernels.peaks import FloatArray, average_levels, peaks_of_maps
-
-_BODY_SHARE_OF_BOX = 0.53
-"""Body area as a share of its box (CrowdPose evaluation code, which lacks segmented areas too)."""
 
 
 class Skeleton(Protocol):
@@ -198,7 +196,7 @@ def _areas(xy: NDArray[np.float64], found: NDArray[np.bool_]) -> NDArray[np.floa
     low = np.where(inside, xy, np.inf).min(axis=1)
     high = np.where(inside, xy, -np.inf).max(axis=1)
     sides = np.maximum(high - low, 1)
-    return np.asarray(_BODY_SHARE_OF_BOX * sides[:, 0] * sides[:, 1])
+    return np.asarray(BODY_SHARE_OF_BOX * sides[:, 0] * sides[:, 1])
 
 
 def _only(people: People, keep: NDArray[np.bool_]) -> People:

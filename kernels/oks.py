@@ -16,6 +16,8 @@ from kernels.jit import njit
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+BODY_SHARE_OF_BOX = 0.53
+"""Body area as a share of its box, where there is no segmented one (CrowdPose evaluation code)."""
 _FAR = 50.0
 """exp(-50) = 2e-22 counts as nothing: most people are far from each other, and exp is dear."""
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.oks import oks_matrix
+from kernels.oks import BODY_SHARE_OF_BOX, oks_matrix
 from kernels.one_euro import OneEuro
 from pipeline.messages import Poses
 
@@ -35,7 +35,6 @@ _FAR_SDS = 3.0  # standard deviations: further off, a keypoint is somebody else'
 _STRANGE_SECONDS = 0.5  # what stays there for longer is believed
 _OKS_SLACK = 4.0  # keypoints: three that fit by chance count less than a whole body that fits well
 
-_BODY_SHARE_OF_BOX = 0.53  # CrowdPose evaluation code
 _LEAST_SIDE = 0.3  # a body seen edge-on or in part: size at least this share of its longer side
 _LEAST_SIZE_PX = 8.0
 
@@ -222,5 +221,5 @@ def body_size(keypoints: Floats, known: Bools) -> Floats:
     low = np.where(inside, keypoints, np.inf).min(axis=1)
     high = np.where(inside, keypoints, -np.inf).max(axis=1)
     sides = high - low
-    root = np.sqrt(_BODY_SHARE_OF_BOX * sides[:, 0] * sides[:, 1])
+    root = np.sqrt(BODY_SHARE_OF_BOX * sides[:, 0] * sides[:, 1])
     return np.asarray(np.maximum(np.maximum(root, _LEAST_SIDE * sides.max(axis=1)), _LEAST_SIZE_PX))

@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.oks import BODY_SHARE_OF_BOX
 from nets.skeletons import COCO, CROWDPOSE, Skeleton
 from training.config import DatasetConfig
 
@@ -36,8 +37,6 @@ Picture = NDArray[np.uint8]
 """(h, w, 3) BGR."""
 Json = Mapping[str, Any]
 
-_BODY_SHARE_OF_BOX = 0.53
-"""Area of a person without one, as a share of the box (CrowdPose evaluation code)."""
 _SUPERVISED_GROWTH = 0.2
 """A person's box is made wider and higher by this share where only its inside is supervised."""
 
@@ -540,7 +539,7 @@ def _labelled_image(
             box = _box_of(annotation, points)
             keypoints.append(points)
             boxes.append(box)
-            areas.append(annotation.get("area", _BODY_SHARE_OF_BOX * box.width * box.height))
+            areas.append(annotation.get("area", BODY_SHARE_OF_BOX * box.width * box.height))
     return LabelledImage(
         image_id=int(image["id"]),
         file_name=str(image["file_name"]),

@@ -25,15 +25,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from training.augment import make_example
 from training.config import AugmentConfig, TargetConfig
 from training.data import ImageError, LabelledImage, LabelledSet, Picture
-from training.targets import Plan, draw_heatmaps, tag_index
+from training.targets import TAG_STRIDE, Plan, draw_heatmaps, tag_index
 
 _log = logging.getLogger(__name__)
 
 Place = tuple[int, int]
 """(epoch, position in it); both count from 0."""
 
-_TAG_STRIDE = 4
-"""Tags are predicted at a quarter of the network input, by every net (HigherHRNet sec. 3.2)."""
 _MAX_FAILURES = 20
 """So many unreadable images in a row are no accident."""
 _OF_EPOCH, _OF_SET, _OF_EXAMPLE = 1, 2, 3
@@ -128,7 +126,7 @@ class Examples(Dataset[TrainingExample]):
         self._draws = _split(self.length, weights)
         self._augment, self._target, self._seed = augment, target, seed
         self.plan = tuple(plan)
-        self._strides = tuple(dict.fromkeys((_TAG_STRIDE, *(entry.stride for entry in plan))))
+        self._strides = tuple(dict.fromkeys((TAG_STRIDE, *(entry.stride for entry in plan))))
         self._flip_order = sets[0].skeleton.flip_order
         for labelled, number, draws in zip(sets, numbers, self._draws, strict=True):
             _log.info("%s: %d images, %d drawn an epoch", labelled.annotations, number, draws)
@@ -158,8 +156,8 @@ class Examples(Dataset[TrainingExample]):
             heatmaps={entry: self._heatmaps(keypoints, entry) for entry in set(self.plan)},
             masks=dict(zip(self._strides, example.masks, strict=True)),
             tag_index=tag_index(
-                keypoints[_TAG_STRIDE],
-                self._augment.size // _TAG_STRIDE,
+                keypoints[TAG_STRIDE],
+                self._augment.size // TAG_STRIDE,
                 max_people=self._target.max_people,
                 rng=rng,
             ),

@@ -21,9 +21,7 @@ from nets.aggregation import Maps, add_tag_ramp
 from nets.double_higher_net import DoubleHigherNetOutput
 from nets.higher_hrnet import HigherHRNetOutput
 from training.config import LossConfig
-
-TAG_STRIDE = 4
-"""Network-input pixels in a pixel of the tags: all nets predict them at 1/4."""
+from training.targets import TAG_STRIDE
 
 PoseOutput = HigherHRNetOutput | DoubleHigherNetOutput
 

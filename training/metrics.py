@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.jit import njit
+from kernels.oks import BODY_SHARE_OF_BOX
 from nets.skeletons import CROWDPOSE, Skeleton
 from training import data
 
@@ -34,8 +35,6 @@ MAX_PEOPLE = 20
 COCO_METRICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 CROWD_METRICS = ("AP", "AP50", "AP75", "AR", "AR50", "AR75", "AP_easy", "AP_medium", "AP_hard")
 
-_BODY_SHARE_OF_BOX = 0.53
-"""Body area as a share of its box, where annotations have none (CrowdPose evaluation code)."""
 _CROWD_LIMITS = (0.2, 0.8)
 """crowdIndex below which an image is easy, medium (CrowdPose evaluation code; the paper says 0.1
 and 0.8)."""
@@ -109,7 +108,7 @@ def _ground_truth(
                 "category_id": 1,
                 "iscrowd": person.get("iscrowd", 0),
                 "num_keypoints": person.get("num_keypoints", labelled),
-                "area": _BODY_SHARE_OF_BOX * width * height if area is None else area,
+                "area": BODY_SHARE_OF_BOX * width * height if area is None else area,
             }
         )
     return {"images": images, "annotations": people, "categories": [{"id": 1, "name": "person"}]}

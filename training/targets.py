@@ -22,6 +22,9 @@ from training.config import TargetConfig
 
 FloatArray = NDArray[np.float32]
 
+TAG_STRIDE = 4
+"""Network-input pixels in a pixel of the tags, of every net (HigherHRNet sec. 3.2)."""
+
 
 class Plan(NamedTuple):
     """One stack of heatmaps that a network predicts."""
