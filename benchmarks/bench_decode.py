@@ -18,9 +18,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.synthetic import Scene, paint_people
 from kernels.decode import PUBLISHED, DecodeSettings, decode, warm_up
 from kernels.grouping import People
+from kernels.scenes import Scene, paint_people
 from nets.skeletons import COCO
 from tests.kernels.reference_decode import PlainPeople, decode_plain
 

@@ -233,7 +233,7 @@ def peaks_of_maps(
         offset=np.zeros((num_keypoints, max_peaks, 2), np.float32),
     )
     size = len(maps.heat_grid.rows.first), len(maps.heat_grid.columns.first)
-    radius, floor = nms_kernel // 2, _float32_at_most(min_score)
+    radius, floor = nms_kernel // 2, float32_at_most(min_score)
     if at == "full":
         rule = _Rule(radius, floor, _what_rules_out((height, width), size, radius))
         _find(maps, maps.heat_grid, maps.tag_grids, rule, peaks)
@@ -285,7 +285,7 @@ def _what_rules_out(size_in: tuple[int, int], size_out: tuple[int, int], radius:
     return _SLOPE if exact and radius >= 2 else _NOTHING
 
 
-def _float32_at_most(value: float) -> np.float32:
+def float32_at_most(value: float) -> np.float32:
     """The largest float32 not above value: score > it exactly where float(score) > value."""
     rounded = np.float32(value)
     return rounded if float(rounded) <= value else np.nextafter(rounded, np.float32(-np.inf))

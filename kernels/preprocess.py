@@ -19,16 +19,10 @@ from functools import lru_cache
 import numpy as np
 
 from kernels.jit import njit
-
-PREFILTER_BELOW = 0.5
-"""Prefiltering widens the taps only when fewer than this many output pixels meet a source pixel."""
+from kernels.taps import Axis, Taps, axis_taps, chroma_taps
 
 Plane = tuple[np.ndarray, int, int]
 """Bytes of a plane (1-D, read-only), bytes from row to row, and bytes of a row that count."""
-Axis = tuple[int, int, float, float, bool]
-"""Output length, source length, factor, shift, prefilter: net = factor * source + shift."""
-Taps = tuple[np.ndarray, np.ndarray]
-"""First source index (n,) int64 of every output pixel, and its weights (n, taps) float32."""
 Normalization = tuple[np.ndarray, np.ndarray]
 """Gain and bias, (3,) float32 each, RGB: normalised = grey level * gain + bias."""
 Coefficients = tuple[np.float32, ...]
@@ -188,7 +182,7 @@ def preprocess(
     Raises:
         ValueError: planes that do not fit pixel_format, a rotated map, an unusable out.
     """
-    h, w = _checked_planes(planes, pixel_format)
+    h, w = checked_planes(planes, pixel_format)
     if out is None:
         out = np.empty((3, *net_size), np.float32)
     elif out.shape != (3, *net_size) or out.dtype != np.float32 or not out.flags.c_contiguous:
@@ -196,13 +190,13 @@ def preprocess(
             f"out must be contiguous float32 (3, H, W) = {(3, *net_size)}, got {out.dtype} "
             f"{out.shape} with strides {out.strides}"
         )
-    axes = _axes(net_from_image, (h, w), net_size, bool(prefilter))
-    norm = _normalization(tuple(mean), tuple(std))
+    axes = resize_axes(net_from_image, (h, w), net_size, bool(prefilter))
+    norm = normalization(tuple(mean), tuple(std))
     flat = [_flat(plane) for plane in planes]
     if pixel_format in ("bgr24", "rgb24"):
         _resize_packed(flat[0], pixel_format == "bgr24", axes, norm, out)
     else:
-        colour = (_yuv_coefficients(color_space, bool(full_range)), norm)
+        colour = (yuv_coefficients(color_space, bool(full_range)), norm)
         _resize_yuv((flat[0], flat[1], flat[-1]), pixel_format == "nv12", axes, colour, out)
     return out
 
@@ -215,13 +209,13 @@ def bgr_from_planes(
     Arguments as in preprocess. Chroma is interpolated linearly, which takes about a tenth of the
     time; repeating the nearest value would show 2x2 blocks along coloured edges.
     """
-    h, w = _checked_planes(planes, pixel_format)
+    h, w = checked_planes(planes, pixel_format)
     if pixel_format == "bgr24":
         return planes[0].copy(order="C")
     if pixel_format == "rgb24":
         return np.ascontiguousarray(planes[0][:, :, ::-1])
     flat = [_flat(plane) for plane in planes]
-    coefficients = _yuv_coefficients(color_space, bool(full_range))
+    coefficients = yuv_coefficients(color_space, bool(full_range))
     bgr = np.empty((h, w, 3), np.uint8)
     _bgr_from_yuv((flat[0], flat[1], flat[-1]), pixel_format == "nv12", coefficients, bgr)
     return bgr
@@ -245,7 +239,7 @@ def warm_up() -> None:
         bgr_from_planes(planes, pixel_format=pixel_format, color_space="bt709", full_range=False)
 
 
-def _checked_planes(planes: Sequence[np.ndarray], pixel_format: str) -> tuple[int, int]:
+def checked_planes(planes: Sequence[np.ndarray], pixel_format: str) -> tuple[int, int]:
     """(height, width); the kernels do not check bounds, so nothing wrong may pass here."""
     if pixel_format not in _NUM_PLANES:
         raise ValueError(f"pixel_format must be one of {list(_NUM_PLANES)}, got {pixel_format!r}")
@@ -264,7 +258,7 @@ def _checked_planes(planes: Sequence[np.ndarray], pixel_format: str) -> tuple[in
     return h, w
 
 
-def _axes(
+def resize_axes(
     net_from_image: np.ndarray, image_size: tuple[int, int], net_size: tuple[int, int], wide: bool
 ) -> tuple[Axis, Axis]:
     """The two axes, rows first, as the kernels take them."""
@@ -295,7 +289,7 @@ def _flat(plane: np.ndarray) -> Plane:
 
 
 @lru_cache(maxsize=64)
-def _normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> Normalization:
+def normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> Normalization:
     """Grey levels 0..255 -> normalised."""
     deviation = np.asarray(std, np.float64)
     gain, bias = 1 / (255 * deviation), -np.asarray(mean, np.float64) / deviation
@@ -303,7 +297,7 @@ def _normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> Normaliza
 
 
 @lru_cache(maxsize=8)
-def _yuv_coefficients(color_space: str, full_range: bool) -> Coefficients:
+def yuv_coefficients(color_space: str, full_range: bool) -> Coefficients:
     """Luma offset and gain, then V to R, U to G, V to G and U to B.
 
     From the definition of the matrices: R - Y = 2 (1 - Kr) V, B - Y = 2 (1 - Kb) U, and
@@ -328,7 +322,7 @@ def _resize_packed(
     pixels: Plane, reverse: bool, axes: tuple[Axis, Axis], norm: Normalization, out: np.ndarray
 ) -> None:
     """(h, w, 3) pixels, RGB or (reverse) BGR -> (3, H, W)."""
-    rows, columns = _taps(axes[0]), _taps(axes[1])
+    rows, columns = axis_taps(axes[0]), axis_taps(axes[1])
     net_h, net_w = axes[0][0], axes[1][0]
     gain, bias = norm
     blended, lanes = _buffers(pixels[2] + 3 * columns[1].shape[1])
@@ -356,10 +350,10 @@ def _resize_yuv(
 ) -> None:
     """Y, U and V planes (interleaved: U and V are the same plane) -> (3, H, W)."""
     luma, u, v = planes
-    rows, columns = _taps(axes[0]), _taps(axes[1])
+    rows, columns = axis_taps(axes[0]), axis_taps(axes[1])
     net_h, net_w = axes[0][0], axes[1][0]
-    chroma_rows = _chroma_taps(rows, axes[0][1], False)
-    chroma_columns = _chroma_taps(columns, axes[1][1], True)
+    chroma_rows = chroma_taps(rows, axes[0][1], False)
+    chroma_columns = chroma_taps(columns, axes[1][1], True)
     step = 2 if interleaved else 1
     blended, lanes = _buffers(luma[2] + columns[1].shape[1])
     chroma_blended, chroma_lanes = _buffers(u[2] + step * chroma_columns[1].shape[1])
@@ -377,62 +371,6 @@ def _resize_yuv(
         _resample(chroma_lanes, step, step - 1, chroma_columns, resized[2])
         for lane in range(min(_LANES, net_h - top)):
             _normalized_rgb(resized, lane, colour, out, top + lane)
-
-
-@njit
-def _taps(axis: Axis) -> Taps:
-    """Weights of a triangle of radius 1 source pixel (two taps), or 1 / factor when prefiltering.
-
-    Inside the picture they sum to 1 (a wide triangle that overhangs the border is scaled up, so
-    the rim of the picture does not darken); up to one pixel outside they fade to black as two
-    taps do.
-    """
-    length, source_length, factor, shift, prefilter = axis
-    radius = 1.0 / factor if prefilter and factor < PREFILTER_BELOW else 1.0
-    num_taps = int(np.ceil(2 * radius))
-    first = np.zeros(length, np.int64)
-    weights = np.zeros((length, num_taps), np.float32)
-    for i in range(length):
-        position = (i - shift) / factor
-        coverage = min(1.0, 1.0 + position, source_length - position)
-        if coverage <= 0:
-            continue
-        begin = max(int(np.floor(position - radius)) + 1, 0)
-        end = min(int(np.ceil(position + radius)), source_length)
-        total = 0.0
-        for j in range(begin, end):
-            total += 1.0 - abs(j - position) / radius
-        first[i] = begin
-        for j in range(begin, end):
-            weights[i, j - begin] = coverage * (1.0 - abs(j - position) / radius) / total
-    return first, weights
-
-
-@njit
-def _chroma_taps(taps: Taps, luma_length: int, cosited: bool) -> Taps:
-    """Taps on a chroma axis, from those on the luma axis: of linear upsampling, then resizing.
-
-    cosited: chroma c lies on luma 2c (columns); otherwise on 2c + 1/2 (rows). Beyond the ends
-    chroma repeats.
-    """
-    first, weights = taps
-    length, luma_taps = weights.shape
-    last = (luma_length + 1) // 2 - 1
-    chroma_first = np.zeros(length, np.int64)
-    chroma_weights = np.zeros((length, luma_taps // 2 + 2), np.float32)
-    for i in range(length):
-        begin = first[i] // 2 if cosited else max((first[i] + 1) // 2 - 1, 0)
-        chroma_first[i] = begin
-        for tap in range(luma_taps):
-            position = first[i] + tap
-            if cosited:
-                low, share = position // 2, 0.5 * (position % 2)
-            else:
-                low, share = (position + 1) // 2 - 1, 0.25 if position % 2 else 0.75
-            weight = weights[i, tap]
-            chroma_weights[i, min(max(low, 0), last) - begin] += weight * (1.0 - share)
-            chroma_weights[i, min(low + 1, last) - begin] += weight * share
-    return chroma_first, chroma_weights
 
 
 @njit

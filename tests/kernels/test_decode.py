@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.synthetic import Scene, paint_people
 from kernels import grouping, peaks
 from kernels.decode import PUBLISHED, DecodeSettings, decode, hide, warm_up
 from kernels.grouping import People
+from kernels.scenes import Scene, paint_people
 from nets.skeletons import COCO, CROWDPOSE
 from tests.kernels.reference_decode import decode_plain, refine_plain
 

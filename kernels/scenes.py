@@ -1,9 +1,10 @@
 """People as a good network would paint them: heatmaps and tags of known scenes.
 
-For tests and benchmarks. Every person has a tag number of its own; every visible keypoint is a
-Gaussian on every level. A missing keypoint leaves a weak one behind, below the detection threshold,
-as networks do for hidden parts: matching does not see it, refine should find it. Away from
-keypoints the tags are those of the nearest person, so that refine has large regions to search.
+For tests, benchmarks and the stream's own check of a machine. Every person has a tag number of
+its own; every visible keypoint is a Gaussian on every level. A missing keypoint leaves a weak one
+behind, below the detection threshold, as networks do for hidden parts: matching does not see it,
+refine should find it. Away from keypoints the tags are those of the nearest person, so that refine
+has large regions to search.
 """
 
 from typing import NamedTuple

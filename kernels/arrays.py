@@ -1,0 +1,152 @@
+"""Devices as launches see them, and arrays that change hands between torch and CuPy.
+
+    peaks.cu --nvrtc.py--> CudaGpu: CuPy, a card        tests: g++, the CPU
+                              |                            |
+                              +---------- a Gpu -----------+
+                                            |
+                             gpu_peaks.py, gpu_grouping.py, ...
+
+The files gpu_*.py take a Gpu and know nothing else about it, so that the tests run the very same
+launches on the CPU. This file knows nothing of peaks, people or pictures. It is the only one of
+this package that touches torch, and only inside functions; importing it needs neither torch, nor
+CuPy, nor a card.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.nvrtc import compile_cuda
+
+if TYPE_CHECKING:
+    import torch
+
+Function = Callable[..., None]
+"""function(grid, block, args, shared_mem=0), as a cupy.RawKernel is called: grid and block are
+tuples of int, args arrays of gpu.xp or NumPy scalars such as np.int32(3), never Python numbers."""
+
+
+class Gpu(Protocol):
+    """A device, as launches see it: a card (CudaGpu), or the CPU in tests."""
+
+    xp: Any
+    """cupy, or NumPy on the CPU: arrays for args come from gpu.xp.empty, zeros and asarray."""
+
+    def function(self, file: str, name: str) -> Function:
+        """The `extern "C" __global__` function of kernels/`file`, compiled once per device."""
+
+    def stream(self) -> AbstractContextManager[None]:
+        """Launches and copies inside run on torch's current stream of this device."""
+
+
+class CudaGpu:
+    """An NVIDIA card, over CuPy.
+
+    Raises:
+        ValueError: CuPy is missing, or there is no such card.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        reason = why_no_gpu(index)
+        if reason is not None:
+            raise ValueError(f"no NVIDIA card {index}: {reason}; use --device cpu")
+        import cupy
+
+        self.index = index
+        self.xp: Any = cupy
+
+    def function(self, file: str, name: str) -> Function:
+        with self.xp.cuda.Device(self.index):
+            function: Function = _cuda_module(self.index, file).get_function(name)
+        return function
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        import torch
+
+        current = torch.cuda.current_stream(self.index)
+        with self.xp.cuda.Device(self.index), self.xp.cuda.Stream.from_external(current):
+            yield
+
+
+def why_no_gpu(index: int = 0) -> str | None:
+    """Why card `index` cannot be used, in one line; None where it can."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error}); install the extra `gpu`"
+    try:
+        count = int(cupy.cuda.runtime.getDeviceCount())
+    except RuntimeError as error:  # CuPy's own errors derive from it: no driver, no card
+        return f"CUDA answers {str(error).splitlines()[0]}"
+    if not 0 <= index < count:
+        return f"this machine has {count}, numbered from 0"
+    return None
+
+
+@cache
+def _cuda_module(index: int, file: str) -> Any:
+    import cupy
+
+    architecture = int(cupy.cuda.Device(index).compute_capability)
+    return cupy.RawModule(path=str(compile_cuda(file, architecture=architecture).cubin))
+
+
+def from_torch(tensor: "torch.Tensor") -> Any:
+    """The same memory as an array: CuPy for a tensor on a card, NumPy for one on the CPU.
+
+    No copy (DLPack). Inside `gpu.stream()` no synchronisation either: both sides use one stream.
+    """
+    tensor = tensor.detach()
+    if tensor.is_cuda:
+        import cupy
+
+        return cupy.from_dlpack(tensor)
+    return tensor.numpy()
+
+
+def to_torch(array: Any) -> "torch.Tensor":
+    """The same memory as a tensor, without a copy, from CuPy or NumPy."""
+    from torch.utils.dlpack import from_dlpack
+
+    return from_dlpack(array)
+
+
+# ---- host and card ------------------------------------------------------------------------------
+
+
+def host_memory(gpu: Gpu, size: int) -> NDArray[np.uint8]:
+    """(size,) uint8 on the host, page-locked where gpu is a card: copies from it need no wait."""
+    return pinned_like(gpu.xp.empty(size, np.uint8))
+
+
+def pinned_like(array: Any) -> NDArray[Any]:
+    """Host memory for a copy of array, page-locked where array is on a card."""
+    if isinstance(array, np.ndarray):
+        return np.empty_like(array)
+    import cupyx
+
+    pinned: NDArray[Any] = cupyx.empty_pinned(array.shape, array.dtype)
+    return pinned
+
+
+def to_card(host: NDArray[Any], array: Any) -> None:
+    """Copy page-locked host memory to a contiguous array, on CuPy's current stream; does not wait:
+    host must stay as it is until the stream has got there."""
+    if isinstance(array, np.ndarray):
+        array[...] = host
+    else:
+        array.data.copy_from_host_async(host.ctypes.data, host.nbytes)
+
+
+def to_host(array: Any, host: NDArray[Any]) -> NDArray[Any]:
+    """Copy a contiguous array to page-locked host memory in one transfer, and wait for it."""
+    if isinstance(array, np.ndarray):
+        host[...] = array
+    else:
+        array.get(out=host)  # on CuPy's current stream, then waits for it
+    return host

@@ -1,0 +1,148 @@
+"""Heatmap pyramids, tags -> people of a batch on a card: the GPU twin of kernels.decode.decode.
+
+    levels, tags --enqueue--> GpuPeople on the device --people--> list of People on the host
+                (launches only)                    (one copy; the only wait)
+
+enqueue never waits for the device, so that the host can prepare the next batch meanwhile. What it
+returns is overwritten by the next enqueue; work that is already on the stream is not, for the
+stream keeps its order. This file knows nothing of networks.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kernels.arrays import Gpu
+from kernels.decode import DecodeSettings, Skeleton, hide
+from kernels.gpu_grouping import GpuGrouper, GpuPeople, people_in
+from kernels.gpu_peaks import GpuPeakFinder
+from kernels.grouping import People
+from kernels.peaks import FloatArray
+
+_FIRST_PEOPLE = 32
+"""Copied with the counts; only a batch with more people in an image needs a second copy."""
+
+
+class GpuDecoder:
+    """Decodes batches on one device, on torch's current stream.
+
+    Args:
+        gpu: where to run.
+        skeleton: the order of matching and the OKS constants.
+        settings: as for kernels.decode.decode, whose people are the same.
+        flip_order: the keypoint that takes each place when mirrored, if every batch holds each
+            picture twice: B plain ones, then the same B mirrored. None: B plain ones.
+
+    Raises:
+        ValueError: settings that the kernels cannot take; they say their limits.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        skeleton: Skeleton,
+        settings: DecodeSettings,
+        *,
+        flip_order: Sequence[int] | None = None,
+    ) -> None:
+        self._gpu, self._skeleton, self._settings = gpu, skeleton, settings
+        self._finder = GpuPeakFinder(
+            gpu,
+            max_peaks=settings.max_peaks,
+            nms_kernel=settings.nms_kernel,
+            min_score=settings.detection_threshold,
+            at=settings.peaks_at,
+            one_step=settings.one_step,
+            flip_order=flip_order,
+        )
+        self._grouper = GpuGrouper(
+            gpu,
+            matching_order=skeleton.matching_order,
+            tag_threshold=settings.tag_threshold,
+            max_people=settings.max_people,
+            adjust=settings.adjust,
+        )
+        self._host: FloatArray | None = None
+
+    def enqueue(self, levels: Sequence[Any], tags: Any, size: tuple[int, int]) -> GpuPeople:
+        """Launch the decode of a batch; the host does not wait.
+
+        Args:
+            levels: (B or 2B, K, h, w) float32 or float16 device arrays, low to high resolution.
+            tags: (B or 2B, K, a, b, T) float32 device array.
+            size: (H, W) of the network input; people are in its pixels.
+
+        Returns:
+            People before hiding, until the next enqueue.
+
+        Raises:
+            ValueError: maps, size or skeleton that do not fit together.
+        """
+        maps = self._finder.average(levels, tags, size)
+        peaks = self._finder.find(maps)
+        if self._settings.refine == "off":
+            return self._grouper(peaks, None)
+        if self._settings.refine == "full":
+            return self._grouper(peaks, maps)
+        height, width = levels[0].shape[2:]
+        lowest = self._finder.average(levels[:1], tags, (height, width))
+        return self._grouper(peaks, lowest, (size[1] / width, size[0] / height))
+
+    def people(self, found: GpuPeople) -> list[People]:
+        """The people of every image of a batch, on the host, hidden as the settings say.
+
+        This is where the host waits. The counts and the first people of all images come in one
+        copy, into memory that is kept for the next batch.
+        """
+        num_keypoints, numbers = found.keypoints.shape[2], found.tags.shape[2]
+        with self._gpu.stream():
+            rows = self._first_rows(found.rows)
+            most = int(people_in(rows, num_keypoints, numbers).count.max())
+            if most > _FIRST_PEOPLE:
+                rest = found.rows[len(rows) : 1 + most]
+                rows = np.concatenate([rows, _to_host(rest, np.empty(rest.shape, np.float32))])
+        batch = people_in(rows, num_keypoints, numbers)
+        return [
+            hide(_people_of_image(batch, image), self._skeleton, self._settings)
+            for image in range(len(batch.count))
+        ]
+
+    def _first_rows(self, rows: Any) -> FloatArray:
+        first = rows[: 1 + _FIRST_PEOPLE]
+        if self._host is None or self._host.shape != first.shape:
+            self._host = _pinned_like(first)
+        return _to_host(first, self._host)
+
+
+def _people_of_image(batch: GpuPeople, image: int) -> People:
+    """Copies, for the batch's memory is used again."""
+    count = int(batch.count[image])
+    return People(
+        keypoints=batch.keypoints[image, :count].copy(),
+        scores=batch.scores[image, :count].copy(),
+        filled=batch.filled[image, :count] != 0,
+        tags=batch.tags[image, :count].copy(),
+    )
+
+
+# ---- to the host --------------------------------------------------------------------------------
+
+
+def _pinned_like(array: Any) -> FloatArray:
+    """Host memory for a copy of array, page-locked where array is on a card."""
+    if isinstance(array, np.ndarray):
+        return np.empty_like(array)
+    import cupy
+
+    memory = cupy.cuda.alloc_pinned_memory(array.nbytes)
+    return np.frombuffer(memory, np.float32, array.size).reshape(array.shape)
+
+
+def _to_host(array: Any, host: FloatArray) -> FloatArray:
+    """Copy a contiguous array to host in one transfer and wait for it."""
+    if isinstance(array, np.ndarray):
+        host[...] = array
+    else:
+        array.get(out=host)  # on CuPy's current stream, then waits for it
+    return host

@@ -1,0 +1,146 @@
+"""CUDA text to machine code: our sources with their headers, compiled by NVRTC, card or no card.
+
+CuPy could compile the text itself, but it then adds -ftz=true as the last word, which makes 0 of
+the smallest float32 numbers; the CPU twins keep them. Here the options are ours alone, the same on
+every machine, and tests compile with them for all cards without having one. Machine code is kept
+in the user's cache folder, under a hash of all that it depends on. This file knows nothing of
+devices, arrays and what the kernels compute.
+"""
+
+import hashlib
+import os
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+COMPILE_OPTIONS = ("--std=c++17", "--fmad=false")
+"""For every kernel and card. Without fused multiply-add, products and sums are rounded one by one,
+as on the CPU; division and square root are IEEE, and subnormal numbers kept, by NVRTC's default."""
+
+_FOLDER = Path(__file__).parent
+_OWN_HEADER = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"[^\n]*$', re.MULTILINE)
+
+
+class Compiled(NamedTuple):
+    """One .cu file for one architecture."""
+
+    cubin: Path
+    """A file with the machine code, as a card loads it."""
+    log: str
+    """What the assembler says: registers, shared memory and spills of every kernel."""
+
+
+def cuda_source(file: str, *, folder: Path = _FOLDER) -> str:
+    """The text of a .cu file with our own headers in place of their #include lines.
+
+    Only `#include "..."` is replaced, each header once; `#include <...>` stays for the compiler.
+    #line directives keep messages at the right file and line.
+
+    Raises:
+        ValueError: the file, or a header that it names, is not in the folder.
+    """
+    return f'#line 1 "{file}"\n' + _with_headers(file, folder, set())
+
+
+def compile_cuda(file: str, *, architecture: int) -> Compiled:
+    """Compile kernels/`file`; needs NVRTC (the extra `gpu` or `dev`), but no driver and no card.
+
+    Args:
+        architecture: a card's compute capability without its dot, such as 90.
+    Raises:
+        ValueError: the text does not compile, or NVRTC knows no such architecture.
+    """
+    from cuda.bindings import nvrtc
+    from cuda.pathfinder import find_nvidia_header_directory
+
+    options = (
+        *COMPILE_OPTIONS,
+        f"--gpu-architecture=sm_{_compatible(architecture)}",
+        f"--include-path={find_nvidia_header_directory('cudart')}",
+        "--ptxas-options=-v",
+    )
+    source = cuda_source(file)
+    depends_on = "\0".join((source, *options, repr(nvrtc.nvrtcVersion())))
+    key = hashlib.sha256(depends_on.encode()).hexdigest()[:16]
+    kept = _cache_folder() / f"{Path(file).stem}-sm_{architecture}-{key}.cubin"
+    if not kept.exists():
+        cubin, log = _compile(file, source, options)
+        _write(kept.with_suffix(".log"), log)
+        _write(kept, cubin)
+    return Compiled(kept, kept.with_suffix(".log").read_text(encoding="utf-8"))
+
+
+def _compile(file: str, source: str, options: tuple[str, ...]) -> tuple[bytes, bytes]:
+    """Machine code and log."""
+    from cuda.bindings import nvrtc
+
+    program = _asked(nvrtc.nvrtcCreateProgram(source.encode(), file.encode(), 0, [], []))
+    try:
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
+        log = bytes(_asked(nvrtc.nvrtcGetProgramLogSize(program)))
+        _asked(nvrtc.nvrtcGetProgramLog(program, log))
+        log = log.rstrip(b"\0")
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise ValueError(f"{file} does not compile with {options}:\n{log.decode()}")
+        cubin = bytes(_asked(nvrtc.nvrtcGetCUBINSize(program)))
+        _asked(nvrtc.nvrtcGetCUBIN(program, cubin))
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    return cubin, log
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = Path(base) / "posestream" / "cuda"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole at once: two streams may start together."""
+    part = path.with_suffix(f"{path.suffix}.{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+@cache
+def _compatible(architecture: int) -> int:
+    """The newest architecture of the same major number that NVRTC knows: its code runs there."""
+    from cuda.bindings import nvrtc
+
+    status, known = nvrtc.nvrtcGetSupportedArchs()
+    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS
+    fitting = [a for a in known if a <= architecture and a // 10 == architecture // 10]
+    if not fitting:
+        raise ValueError(
+            f"NVRTC compiles for {sorted(known)}, not for a card of compute capability "
+            f"{architecture / 10}; install another nvidia-cuda-nvrtc"
+        )
+    return int(max(fitting))
+
+
+def _asked(answer: tuple[Any, ...]) -> Any:
+    """The value of an NVRTC call whose failure would be our own error."""
+    status, *values = answer
+    assert int(status) == 0, status
+    return values[0] if values else None
+
+
+def _with_headers(file: str, folder: Path, seen: set[str]) -> str:
+    path = folder / file
+    if not path.is_file():
+        here = sorted(p.name for p in folder.glob("*.cu*"))
+        raise ValueError(f"no CUDA source {file!r} in {folder}; there are {here}")
+    text = path.read_text(encoding="utf-8")
+
+    def header(match: re.Match[str]) -> str:
+        name = match[1]
+        if name in seen:
+            return ""
+        seen.add(name)
+        next_line = text.count("\n", 0, match.end()) + 2
+        inner = _with_headers(name, folder, seen)
+        return f'#line 1 "{name}"\n{inner}\n#line {next_line} "{file}"'
+
+    return _OWN_HEADER.sub(header, text)
