@@ -30,12 +30,14 @@ ARGUMENTS = (
 SIZE = (720, 1280)
 FPS = 30.0
 CALLS = 2000
-NOTE_AGES = """() => {
-    window.ages = [];
-    document.querySelector("canvas").addEventListener("drawn", ({ detail }) =>
-        window.ages.push(performance.timeOrigin + performance.now()
-                         - 1000 * detail.captured_unix_s));
+NOTE_DRAWN = """() => {
+    window.drawn = [];
+    document.querySelector("canvas").addEventListener("drawn", ({ detail }) => {
+        const now = performance.timeOrigin + performance.now();
+        window.drawn.push([now, now - 1000 * detail.captured_unix_s]);
+    });
 }"""
+"""Of every picture: when it was drawn, and how old it was then; ms."""
 
 
 def main() -> None:
@@ -85,29 +87,37 @@ def watched(
             tab.wait_for_selector("article")
         for tab in tabs:
             tab.wait_for_timeout(1000)
-            tab.evaluate(NOTE_AGES)
+            tab.evaluate(NOTE_DRAWN)
         for tab in tabs:
-            tab.evaluate("() => { window.ages = []; }")
+            tab.evaluate("() => { window.drawn = []; }")
         process = psutil.Process()
         before, started = process.cpu_times(), time.monotonic()
         time.sleep(seconds)
         spent = process.cpu_times()
         elapsed = time.monotonic() - started
-        ages = [age for tab in tabs for age in tab.evaluate("window.ages")]
+        drawn = [np.reshape(tab.evaluate("window.drawn"), (-1, 2)) for tab in tabs]
         feeder.stop.set()
         feeder.join()
         for context in contexts:
             context.close()
     share = (spent.user + spent.system - before.user - before.system) / elapsed
-    median, p95 = np.percentile(ages, (50, 95)) if ages else (np.nan, np.nan)
-    fps = len(ages) / max(viewers, 1) / elapsed
+    ages = np.concatenate([each[:, 1] for each in drawn]) if drawn else np.empty(0)
+    median, p95 = np.percentile(ages, (50, 95)) if len(ages) else (np.nan, np.nan)
+    fps = float(np.mean([fps_of(each[:, 0]) for each in drawn])) if drawn else 0.0
     print(f"{viewers:>8} {median:>10.1f} {p95:>8.1f} {fps:>6.1f} {share:>10.1%}")
     return {
-        "median_ms": round(float(median), 1) if ages else None,
-        "p95_ms": round(float(p95), 1) if ages else None,
+        "median_ms": round(float(median), 1) if len(ages) else None,
+        "p95_ms": round(float(p95), 1) if len(ages) else None,
         "fps": round(fps, 1),
         "server_cpu": round(share, 3),
     }
+
+
+def fps_of(drawn_ms: np.ndarray) -> float:
+    """Pictures a second that one viewer saw, from its first to its last one."""
+    if len(drawn_ms) < 2:
+        return 0.0
+    return (len(drawn_ms) - 1) / float(drawn_ms[-1] - drawn_ms[0]) * 1e3
 
 
 class Feeder(threading.Thread):

@@ -6,7 +6,8 @@
 A real RTSP server (tests/rtsp_server.py; GStreamer under the system's Python) is killed, frozen,
 restarted and made to send damage; tests/scripted_rtsp.py answers what a real one would not. A row
 passes when the fault is told within twice the read timeout and frames come within 2 s of the camera
-being there again; a camera that promises and sends nothing must be told within 12 s.
+being there again; a camera that promises and sends nothing must be told within 12 s. Lost packets
+and pulled cables (network_faults.py) need Linux, root, iproute2 and iptables.
 docs/reliability.md has the outcome.
 """
 
@@ -35,7 +36,7 @@ from tests.scripted_rtsp import scripted_rtsp
 READ_SECONDS = 2.0  # the defaults of a source
 BACK_SECONDS = 2.0
 SILENT_SECONDS = 12.0
-_LATENESS = 0.5  # of this machine's scheduling, in seconds
+LATENESS_SECONDS = 0.5  # of this machine's scheduling, in seconds
 _PATIENCE_SECONDS = 30.0
 
 
@@ -156,7 +157,9 @@ def not_there_yet(clip: Path) -> Outcome:
 
 
 def _lost_and_back(fault: str, words: str, told: float | None, back: float) -> Outcome:
-    in_time = (told or 0.0) <= 2 * READ_SECONDS + _LATENESS and back <= BACK_SECONDS + _LATENESS
+    in_time = (
+        told or 0.0
+    ) <= 2 * READ_SECONDS + LATENESS_SECONDS and back <= BACK_SECONDS + LATENESS_SECONDS
     return Outcome(fault, words, told, back, in_time)
 
 
@@ -174,7 +177,7 @@ def wrong_password(clip: Path, digest: bool) -> Outcome:
     kind = "digest" if digest else "basic"
     with RtspServer(clip, user="me", password="right", digest=digest) as server:
         with watched(server.url.replace("//", "//me:right@")) as watch:
-            opened = watch.seconds_until_frames(1) < BACK_SECONDS + _LATENESS
+            opened = watch.seconds_until_frames(1) < BACK_SECONDS + LATENESS_SECONDS
         with watched(server.url.replace("//", "//me:falsch@")) as watch:
             told, words = watch.seconds_until_lost(), watch.words
     passed = opened and words.startswith("refused") and "falsch" not in words
@@ -249,6 +252,13 @@ def rows(folder: Path) -> dict[str, Callable[[], Outcome]]:
     tables["drop"] = lambda: damaged(clip, "10 % of the pictures left out", drop=0.1)
     tables["size"] = lambda: changed_size(clip, other)
     tables["back"] = lambda: times_go_back(clip)
+    from benchmarks import network_faults  # which uses this file
+
+    if network_faults.why_not():
+        print(f"no rows of lost packets and cables: {network_faults.why_not()}", file=sys.stderr)
+        return tables
+    for name in network_faults.NAMES:
+        tables[name] = lambda n=name: network_faults.in_own_network(n)  # type: ignore[misc]
     return tables
 
 

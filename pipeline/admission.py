@@ -9,6 +9,7 @@ Used by one thread, the publisher's own, whose sockets these are. A refused subs
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -189,17 +190,24 @@ class Admission:
         """Host of a new connection; one too many is cut."""
         try:
             # A duplicate stays this very connection, whatever libzmq does to its own meanwhile.
-            with socket.socket(fileno=os.dup(descriptor)) as connection:
-                if not self._is_ours(connection):
-                    return _GONE  # its number belongs to another file by now
-                peer = connection.getpeername()
-                host = peer[0] if isinstance(peer, tuple) else _LOCAL
-                if len(self._connections) >= _MAX_CONNECTIONS:
-                    connection.shutdown(socket.SHUT_RDWR)
-                    self._refusals.add(host, f"{_MAX_CONNECTIONS} are connected, as many as may be")
-                return str(host)
+            duplicate = os.dup(descriptor)
         except OSError:
             return _GONE
+        try:
+            connection = socket.socket(fileno=duplicate)
+        except OSError:  # its number belongs to a file by now, which no socket object closes
+            os.close(duplicate)
+            return _GONE
+        with connection, contextlib.suppress(OSError):
+            if not self._is_ours(connection):
+                return _GONE  # its number belongs to another connection by now
+            peer = connection.getpeername()
+            host = peer[0] if isinstance(peer, tuple) else _LOCAL
+            if len(self._connections) >= _MAX_CONNECTIONS:
+                connection.shutdown(socket.SHUT_RDWR)
+                self._refusals.add(host, f"{_MAX_CONNECTIONS} are connected, as many as may be")
+            return str(host)
+        return _GONE
 
     def _is_ours(self, connection: socket.socket) -> bool:
         """Whether it was made to the publisher's address."""

@@ -44,6 +44,7 @@ class VideoFile(NumberedSource):
                 self._url,
                 options=dict(settings.options) | (NETWORK_ONLY if self._remote else {}),
                 timeout=timeouts if self._remote else None,
+                metadata_errors="replace",  # titles in Latin-1, or damaged
             )
         except av.error.InvalidDataError:
             raise SourceError(

@@ -117,6 +117,7 @@ class LiveSource(NumberedSource):
             format=self._format_name,
             options=options | ({} if self._format_name else NETWORK_ONLY),
             timeout=(self._settings.open_timeout_seconds, self._settings.read_timeout_seconds),
+            metadata_errors="replace",  # a camera's name need not be UTF-8
         )
 
     def _options(self) -> dict[str, str]:

@@ -10,6 +10,18 @@ from tests.clips import grey, write_clip
 _unexpected_skips: list[str] = []
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-seconds", type=float, default=5.0, help="how long each test of hostile input runs"
+    )
+
+
+@pytest.fixture(scope="session")
+def fuzz_seconds(request: pytest.FixtureRequest) -> float:
+    """How long each test of hostile input may go on inventing more of it."""
+    return float(request.config.getoption("--fuzz-seconds"))
+
+
 @pytest.fixture
 def data_folder() -> Path:
     """tests/data: outputs of the published code on small inputs."""

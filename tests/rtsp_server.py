@@ -10,7 +10,7 @@ RtspServer runs this very file with SYSTEM_PYTHON:
 
 Several clips are played one after the other: two sizes make a change of size within the stream.
 It can also damage or drop coded pictures, let the times jump, end in order, ask for a password
-(basic or digest), and send MPEG-TS, which says nothing of its content beforehand.
+(basic or digest), encrypt, and send MPEG-TS, which says nothing of its content beforehand.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -59,19 +60,28 @@ class RtspServer:
         jump_seconds: float = 0,
         once: bool = False,
         mpegts: bool = False,
+        certificate: Path | None = None,
+        address: str = "127.0.0.1",
+        within: Sequence[str] = (),
     ) -> None:
         """
         Args:
+            certificate: PEM file with a certificate and its key: the server speaks RTSPS.
+            address: to listen at.
+            within: a command that runs the server's command elsewhere, as nsenter does.
             corrupt, drop: share of the coded pictures that get bit errors, or are left out.
             jump_seconds: added to the presentation times whenever the clips begin anew; below
                 zero, times go back.
             once: end in order after the last clip.
         """
         self.port = _free_port()
-        self.url = f"rtsp://127.0.0.1:{self.port}/live"
-        self._command = [SYSTEM_PYTHON, str(Path(__file__).resolve()), "--port", str(self.port)]
+        self.url = f"{'rtsps' if certificate else 'rtsp'}://{address}:{self.port}/live"
+        self._command = [*within, SYSTEM_PYTHON, str(Path(__file__).resolve())]
+        self._command += ["--port", str(self.port), "--address", address]
         self._command += ["--corrupt", str(corrupt), "--drop", str(drop)]
         self._command += [f"--jump={jump_seconds}", *map(str, clips)]
+        if certificate:
+            self._command += ["--certificate", str(certificate)]
         if user:
             self._command += ["--user", user, "--password", password]
         flags = {"--digest": digest, "--once": once, "--mpegts": mpegts}
@@ -206,11 +216,13 @@ def _serve(options: argparse.Namespace) -> None:
             GLib.timeout_add(5, player.tick)
 
     server = GstRtspServer.RTSPServer()
-    server.set_address("127.0.0.1")
+    server.set_address(options.address)
     server.set_service(str(options.port))
     factory = Factory()
     factory.set_shared(True)
     factory.set_latency(0)
+    if options.certificate:
+        _speak_tls(server, factory, options.certificate)
     if options.user:
         _ask_for_password(server, factory, options)
     server.get_mount_points().add_factory("/live", factory)
@@ -250,6 +262,28 @@ def _with_bit_errors(data: bytes, dice: random.Random) -> bytes:
     return bytes(damaged)
 
 
+def _speak_tls(server: Any, factory: Any, certificate: str) -> None:
+    """RTSPS: the whole connection is encrypted, pictures too, if they come over TCP."""
+    from gi.repository import (  # type: ignore[import-not-found, unused-ignore]
+        Gio,
+        GstRtsp,
+        GstRtspServer,
+    )
+
+    auth = GstRtspServer.RTSPAuth()
+    auth.set_tls_certificate(Gio.TlsCertificate.new_from_file(certificate))
+    anybody = GstRtspServer.RTSPToken()
+    anybody.set_string("media.factory.role", "anybody")
+    auth.set_default_token(anybody)
+    server.set_auth(auth)
+    permissions = GstRtspServer.RTSPPermissions()
+    permissions.add_role("anybody")
+    for name in ("media.factory.access", "media.factory.construct"):
+        permissions.add_permission_for_role("anybody", name, True)
+    factory.set_permissions(permissions)
+    factory.set_protocols(GstRtsp.RTSPLowerTrans.TCP)
+
+
 def _ask_for_password(server: Any, factory: Any, options: argparse.Namespace) -> None:
     """HTTP basic or digest authentication, as cameras have them."""
     from gi.repository import GstRtsp, GstRtspServer  # type: ignore[import-not-found, unused-ignore]
@@ -274,6 +308,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Loop H.264 clips over RTSP on 127.0.0.1.")
     parser.add_argument("clips", nargs="+", help="MP4 files")
     parser.add_argument("--port", type=int, default=8554)
+    parser.add_argument("--address", default="127.0.0.1")
+    parser.add_argument("--certificate", default="", help="PEM file with its key, for RTSPS")
     parser.add_argument("--user", default="")
     parser.add_argument("--password", default="")
     parser.add_argument("--corrupt", type=float, default=0, help="share of damaged pictures")

@@ -1,5 +1,6 @@
 """The program as people run it: real processes, real signals, exit codes, what is left behind."""
 
+import http.client
 import json
 import os
 import re
@@ -319,6 +320,44 @@ def test_a_camera_is_published_to_whoever_subscribes(tmp_path: Path) -> None:
     assert frames == sorted(set(frames))
     assert any(" people" in line and " 0 people" not in line for line in seen)
     assert "geheim" not in log + "".join(seen)
+
+
+def test_the_page_of_a_running_stream_shows_it_and_ends_with_it() -> None:
+    port = _free_port()
+
+    def ask(path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        result = answer.status, answer.read(200_000 if path.startswith("/mjpeg") else None)
+        connection.close()
+        return result
+
+    def fps() -> float:
+        try:
+            (stream,) = json.loads(ask("/api/streams")[1])["streams"]
+        except ConnectionRefusedError:  # not there yet
+            return 0.0
+        return float(stream["fps"])
+
+    with running("demo", "--loop", "--pace", "--serve", f"127.0.0.1:{port}") as process:
+        deadline = time.monotonic() + 150
+        while fps() == 0:
+            assert time.monotonic() < deadline, "the page shows no frames"
+            time.sleep(0.1)
+        assert b"<script" in ask("/")[1]
+        assert json.loads(ask("/healthz")[1])["streams"] == {"demo": "live"}
+        assert b'pose_source_up{stream="demo"} 1.0' in ask("/metrics")[1]
+        status, pictures = ask("/mjpeg/demo?width=320")
+        assert (status, pictures.count(b"\xff\xd8\xff") > 1) == (200, True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stderr is not None
+        log = process.stderr.read()
+    assert f"page: http://127.0.0.1:{port}/" in log
+    assert "Traceback" not in log
+    with pytest.raises(ConnectionRefusedError):
+        ask("/")
 
 
 def write_demo_clip(path: Path) -> None:

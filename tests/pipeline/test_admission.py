@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import socket
 import threading
@@ -18,7 +19,7 @@ import zmq.auth
 
 from benchmarks.people import crowd, poses_of
 from pipeline import admission
-from pipeline.admission import Refusals
+from pipeline.admission import Admission, Refusals
 from pipeline.curve import make_keys
 from pipeline.publisher import Publisher
 from pipeline.schema import StreamStatus
@@ -276,6 +277,23 @@ def test_rubbish_on_the_port_harms_nobody(
     assert 1 <= len(lines) <= 3, "one for each address and reason"
     assert all("refused a connection from" in line for line in lines)
     publisher.close()
+
+
+def test_a_connection_whose_number_is_a_file_by_now_leaves_nothing_open(
+    context: zmq.Context[Sub],
+) -> None:
+    """libzmq closed it before its event was read, and an eventfd got its number."""
+    publisher = context.socket(zmq.PUB)
+    door = Admission(context, publisher, curve_dir=None)
+    publisher.bind("tcp://127.0.0.1:*")
+    file = os.eventfd(0)
+    before = psutil.Process().num_fds()
+    for _ in range(10):
+        door._note(zmq.EVENT_ACCEPTED, file)
+        door._note(zmq.EVENT_DISCONNECTED, file)
+    assert psutil.Process().num_fds() == before
+    os.close(file)
+    door.close()
 
 
 def test_a_crowd_of_connections_is_cut_short(

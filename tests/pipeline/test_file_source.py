@@ -49,6 +49,20 @@ def test_a_files_name_may_hold_anything(clip: Path) -> None:
     assert len(list(source.frames())) == 30
 
 
+def test_a_title_that_is_no_utf8_costs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "title.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Tuer"
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width = SIZE
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(grey(0), format="bgr24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    assert data.count(b"Tuer") == 1
+    latin1 = written(path, data.replace(b"Tuer", "Tür ".encode("latin-1")))
+    assert len(read(latin1)) == 1
+
+
 def test_planes_are_views_that_outlive_the_container(clip: Path) -> None:
     frames = read(clip)
     kept = [plane.copy() for plane in frames[3].planes]

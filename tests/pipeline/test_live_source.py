@@ -7,10 +7,13 @@ import logging
 import socket
 import threading
 import time
+import wave
 from collections.abc import Iterator
 from itertools import groupby, pairwise
 from pathlib import Path
 
+import av
+import av.container
 import cv2
 import numpy as np
 import pytest
@@ -224,6 +227,33 @@ def test_mpegts_in_rtsp_tells_its_streams_late_and_is_read(clip: Path) -> None:
     assert [frame.size for frame in frames] == [SIZE] * 5
 
 
+@pytest.mark.timeout(60)
+def test_where_a_quick_look_finds_no_video_a_longer_one_is_taken(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file of sound stands in for what FFmpeg sees in too short a time."""
+    caplog.set_level(logging.INFO)
+    sound = tmp_path / "sound.wav"
+    with wave.open(str(sound), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(8000))
+    seen: list[Path] = []
+
+    def open_(source: LiveSource) -> av.container.InputContainer:
+        seen.append(sound if source._quick or not clip.exists() else clip)
+        return av.open(str(seen[-1]))
+
+    monkeypatch.setattr(LiveSource, "_open", open_)
+    source = LiveSource("cam", "http://camera/live", SourceSettings(max_frames=40))
+    assert len(list(source.frames())) == 40  # the clip has 30, so it connects twice
+    assert seen == [sound, clip, clip]
+    assert caplog.text.count("a quick look finds no video; taking a longer one") == 1
+    clip.unlink()
+    deaf = LiveSource("cam", "http://camera/live", SourceSettings(reconnect=False))
+    with pytest.raises(SourceError, match="the stream carries no video"):
+        list(deaf.frames())
+
+
 # --- what a camera may answer --------------------------------------------------------------------
 
 
@@ -335,7 +365,8 @@ _PLAYLIST = """#EXTM3U
 def web(clip: Path) -> Iterator[str]:
     """A web server: /camera is a motion-JPEG camera that hangs up after 8 pictures; /fine.m3u8 is
     HLS, /evil.m3u8 the same with a file of this machine for a segment; /whole.mp4 is a video,
-    /cut.mp4 the same, but the connection breaks at its half."""
+    /cut.mp4 the same, but the connection breaks at its half; /rubbish is a camera whose pictures
+    are none."""
     faststart = clip.with_name("faststart.mp4")
     noise = np.random.default_rng(2).integers(0, 255, (30, *SIZE, 3), np.uint8)
     write_clip(faststart, list(noise), container_options={"movflags": "faststart"})
@@ -352,6 +383,14 @@ def web(clip: Path) -> Iterator[str]:
                 return
             if self.path == "/segment.ts":
                 self._send(ts.read_bytes())
+                return
+            if self.path == "/rubbish":
+                self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
+                self.end_headers()
+                for _ in range(3000):  # or until the client hangs up
+                    self.wfile.write(b"--next\r\nContent-Type: image/jpeg\r\n")
+                    self.wfile.write(b"Content-Length: 40\r\n\r\n\xff\xd8" + bytes(38) + b"\r\n")
+                    time.sleep(0.01)
                 return
             if self.path == "/camera":
                 self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
@@ -391,6 +430,22 @@ def test_a_motion_jpeg_camera_is_live_and_comes_back(web: str) -> None:
     assert [frame.index for frame in frames] == list(range(12))
     assert all(frame.full_range for frame in frames)
     assert [number_of(frame) for frame in frames] == [*range(8), *range(4)]
+
+
+@pytest.mark.timeout(60)
+def test_data_without_a_picture_counts_as_lost(
+    web: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.live_source._PATIENCE_SECONDS", 0.3)
+    caplog.set_level(logging.INFO)
+    source = open_with(f"{web}/rubbish")
+    with reading(source) as numbers:
+        wait_until(lambda: source.status.retries.get("no_picture", 0) >= 2)
+        assert source.status.state == "connecting"
+        assert source.status.reason == "data comes, but no picture for 0.3 s"
+    assert numbers == []
+    assert set(source.status.retries) == {"no_picture"}
+    assert caplog.text.count("no picture for 0.3 s; trying again") == 1
 
 
 @pytest.mark.timeout(60)
