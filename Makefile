@@ -4,7 +4,7 @@ PY := .venv/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test setup check lint types format bench clean
+.PHONY: demo test setup check lint types format bench check-tensorrt clean
 .DEFAULT_GOAL := demo
 
 demo: setup ## skeletons on moving people, within minutes
@@ -33,6 +33,14 @@ format: setup
 
 bench: setup ## the figures of docs/performance.md
 	for bench in benchmarks/bench_*.py; do $(PY) $$bench || exit 1; done
+
+check-tensorrt: .venv-tensorrt/.ready ## every network converts to TensorRT; needs no card, but 6 GB
+	.venv-tensorrt/bin/python benchmarks/check_tensorrt/check.py
+
+.venv-tensorrt/.ready: benchmarks/check_tensorrt/requirements.txt
+	$(PYTHON) -m venv .venv-tensorrt
+	.venv-tensorrt/bin/python -m pip install --quiet --requirement $<
+	@touch $@
 
 setup: .venv/.ready
 
@@ -63,4 +71,4 @@ setup: .venv/.ready
 	@touch $@
 
 clean:
-	rm -rf .venv out build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-tensorrt out build .mypy_cache .ruff_cache .pytest_cache .hypothesis

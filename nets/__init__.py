@@ -6,7 +6,8 @@
     named          every network that has a name
     aggregation    flip test, scales, coarse and fine
     checkpoints    weights in and out
-    engines        what runs a network fast
+    engines        what runs a network fast; openvino_engine, tensorrt_engine: two of them
+    half_precision, export_program     a net as TensorRT takes it
     movenet        MoveNet's weights, where the small net starts from
     graphs         ONNX and OpenVINO files for other programs; model_card: the page beside them
 

@@ -9,6 +9,7 @@ never materialises it. Only several scales have to meet at one full size. Nothin
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -143,8 +144,17 @@ def add_tag_ramp(maps: Maps, ramp_px: float, stride: float) -> Maps:
     if ramp_px <= 0:
         return maps
     height, width, numbers = maps.tags.shape[2:]
-    ramp = tag_ramp((height, width), numbers, ramp_px=ramp_px, stride=stride)
-    return maps._replace(tags=maps.tags.float() + ramp.to(maps.tags.device))
+    ramp = _ramp_on(maps.tags.device, (height, width), numbers, ramp_px, stride)
+    return maps._replace(tags=maps.tags.float() + ramp)
+
+
+@lru_cache(maxsize=16)
+def _ramp_on(
+    device: torch.device, size: tuple[int, int], numbers: int, ramp_px: float, stride: float
+) -> Tensor:
+    """tag_ramp, kept where it is added: an upload for each batch would stop a card's queue."""
+    with torch.inference_mode(False):  # the same ramp may serve a training later
+        return tag_ramp(size, numbers, ramp_px=ramp_px, stride=stride).to(device)
 
 
 def tag_ramp(size: tuple[int, int], numbers: int, *, ramp_px: float, stride: float) -> Tensor:

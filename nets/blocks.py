@@ -4,6 +4,7 @@ Nothing here knows of heatmaps or people. All convolutions under a norm are bias
 a BatchNorm with eps 1e-5 and momentum 0.1, as published.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -70,6 +71,16 @@ class Upsampler(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(F.relu(self.norm(self.deconv(x))))  # (B, outputs, 2h, 2w)
         return x
+
+
+def joined(features: Tensor, *predicted: Tensor) -> Tensor:
+    """Features and what was predicted from them, along channels, in the features' precision.
+
+    In a half-precision net (nets.half_precision) the predictions are float32.
+    """
+    kind = features.dtype  # asked, for a cast that does nothing stays in exported graphs
+    alike = (x if x.dtype == kind else x.to(kind) for x in predicted)
+    return torch.cat([features, *alike], dim=1)
 
 
 def initialise(*parts: nn.Module) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nets.aggregation import LevelAggregation, Maps, average_stages, choose_levels
-from nets.blocks import BasicBlock, Bottleneck, ConvNorm, Upsampler, initialise
+from nets.blocks import BasicBlock, Bottleneck, ConvNorm, Upsampler, initialise, joined
 from nets.higher_hrnet import BackboneSettings, LinearHead, build_backbone
 from nets.hrnet import W32
 
@@ -93,7 +93,7 @@ class Pyramid(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heatmaps, tags = self.head(features)
         predicted = [heatmaps, tags] if self.fuse_tags else [heatmaps]
-        fused = self.fusion(torch.cat([features, *predicted], dim=1))
+        fused = self.fusion(joined(features, *predicted))
         return heatmaps, tags, self.upsampler(fused)  # features (B, C, H/2, W/2)
 
 

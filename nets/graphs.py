@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from nets.checkpoints import Model
-from nets.engines import INPUT_MULTIPLE, NetWithMaps, import_openvino
+from nets.engines import INPUT_MULTIPLE, NetWithMaps
+from nets.openvino_engine import import_openvino
 
 INPUT_NAME = "images"
 OPSETS = (13, 20)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nets.aggregation import LevelAggregation, Maps, choose_levels
-from nets.blocks import Upsampler, initialise
+from nets.blocks import Upsampler, initialise, joined
 from nets.hrnet import W32, HRNet, HRNetSettings
 from nets.mobile_fpn import (
     MobileFpn,
@@ -139,7 +139,7 @@ class HigherHRNet(nn.Module):
         levels, predicted = [heatmaps], [heatmaps, tags]
         for upsampler, head in zip(self.upsamplers, self.higher_heads, strict=True):
             if self.settings.concatenate:
-                features = torch.cat([features, *predicted], dim=1)
+                features = joined(features, *predicted)
             features = upsampler(features)  # twice the size
             predicted = [head(features)]
             levels += predicted

@@ -32,6 +32,7 @@ NAMED: dict[str, NetSettings] = {
     "double_higher_net_w32": DoubleHigherNetSettings(hrnet.W32),
     "double_higher_net_w48": DoubleHigherNetSettings(hrnet.W48),
     "double_higher_net_lite": DoubleHigherNetSettings(hrnet.LITE),
+    "double_higher_mobile": DoubleHigherNetSettings(MOVENET_MULTIPOSE),
 }
 
 

@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nets import engines
+from nets import openvino_engine
 from nets.aggregation import Maps
 from nets.checkpoints import Model, load_model, random_model
-from nets.engines import Engine, load_engine
+from nets.engines import MAX_COMPILED_SHAPES, Engine, load_engine
 from nets.model_cache import ModelCache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,7 +117,7 @@ def _check_outputs_are_fine_in_bf16(model: Model, cache_folder: Path) -> None:
 
 
 def _has_bf16() -> bool:
-    core = engines.import_openvino().Core()
+    core = openvino_engine.import_openvino().Core()
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
@@ -190,7 +190,7 @@ def test_threads_are_those_asked_for(small: Model) -> None:
 @needs_openvino
 def test_openvino_takes_the_threads_asked_for(small: Model, cache_folder: Path) -> None:
     engine = load_engine(small, engine="openvino", threads=1, cache_folder=cache_folder)
-    assert isinstance(engine, engines.OpenVinoEngine)
+    assert isinstance(engine, openvino_engine.OpenVinoEngine)
     engine(_images(1, 64, 64))
     (compiled,) = engine._compiled.values()
     assert compiled.request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
@@ -320,11 +320,11 @@ def test_python_goes_on_while_an_engine_computes(small: Model, cache_folder: Pat
 @needs_openvino
 def test_compiled_shapes_are_bounded(small: Model, cache_folder: Path) -> None:
     engine = load_engine(small, engine="openvino", precision="fp32", cache_folder=cache_folder)
-    assert isinstance(engine, engines.OpenVinoEngine)
+    assert isinstance(engine, openvino_engine.OpenVinoEngine)
     first = engine(_images(1, 32, 32))
-    for width in range(64, 64 + 32 * engines.MAX_COMPILED_SHAPES, 32):
+    for width in range(64, 64 + 32 * MAX_COMPILED_SHAPES, 32):
         engine(_images(1, 32, width))
-    assert len(engine._compiled) == engines.MAX_COMPILED_SHAPES
+    assert len(engine._compiled) == MAX_COMPILED_SHAPES
     assert (1, 3, 32, 32) not in engine._compiled
     assert _identical(engine(_images(1, 32, 32)), first)
 
@@ -335,9 +335,9 @@ def test_compiled_shapes_are_bounded(small: Model, cache_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"engine": "tensorrt"}, "not in this version"),
-        ({"engine": "onnx"}, "auto, torch or openvino"),
-        ({"precision": "int4"}, "auto, fp32 or bf16"),
+        ({"engine": "tensorrt", "device": "cpu"}, "needs a card"),
+        ({"engine": "onnx"}, "auto, torch, openvino or tensorrt"),
+        ({"precision": "int4"}, "auto, fp32, bf16 or fp16"),
         ({"threads": 0}, "at least 1"),
         ({"device": "tpu"}, "auto, cpu, cuda or cuda:<index>"),
         ({"device": "cuda:x"}, "auto, cpu, cuda or cuda:<index>"),
@@ -394,11 +394,11 @@ def test_bf16_is_asked_for_only_where_the_cpu_has_it() -> None:
     def core(*capabilities: str) -> SimpleNamespace:
         return SimpleNamespace(get_property=lambda device, name: list(capabilities))
 
-    assert engines._openvino_precision(core("FP32", "BF16"), "auto")[0] == "bf16"
-    assert engines._openvino_precision(core("FP32"), "auto")[0] == "fp32"
-    assert engines._openvino_precision(core("FP32", "BF16"), "fp32")[0] == "fp32"
+    assert openvino_engine._openvino_precision(core("FP32", "BF16"), "auto")[0] == "bf16"
+    assert openvino_engine._openvino_precision(core("FP32"), "auto")[0] == "fp32"
+    assert openvino_engine._openvino_precision(core("FP32", "BF16"), "fp32")[0] == "fp32"
     with pytest.raises(ValueError, match="pass precision='auto'"):
-        engines._openvino_precision(core("FP32"), "bf16")
+        openvino_engine._openvino_precision(core("FP32"), "bf16")
 
 
 # --- the cache of converted networks -------------------------------------------------------------
@@ -420,7 +420,7 @@ def load_small(small: Model, cache_folder: Path) -> Callable[[], Engine]:
 
 
 def _entry(model: Model, cache_folder: Path) -> Path:
-    key = engines._cache_key(model, engines.import_openvino().get_version())
+    key = openvino_engine._cache_key(model, openvino_engine.import_openvino().get_version())
     return ModelCache(cache_folder).path(key)
 
 
@@ -430,7 +430,7 @@ def test_the_second_start_converts_nothing(
 ) -> None:
     images = _images(1, 64, 64)
     first = load_small()(images)
-    monkeypatch.setattr(engines, "_convert", _refuse)
+    monkeypatch.setattr(openvino_engine, "_convert", _refuse)
     assert _identical(load_small()(images), first)
 
 
@@ -460,7 +460,7 @@ def test_a_bad_entry_is_rebuilt(
     if content == "flipped":
         path.write_bytes(good[:-1000] + bytes([good[-1000] ^ 1]) + good[-999:])
     else:  # a right hash of something that is no network
-        key = engines._cache_key(small, engines.import_openvino().get_version())
+        key = openvino_engine._cache_key(small, openvino_engine.import_openvino().get_version())
         ModelCache(cache_folder).store(key, b"\x08" + bytes(7) + b"not an xml file")
     assert _identical(load_small()(images), expected)
     assert caplog.text.count("made again") == 1
@@ -470,7 +470,7 @@ def test_a_bad_entry_is_rebuilt(
 
 def test_the_key_holds_all_that_matters(small: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     def key(model: Model = small, openvino: str = "1") -> str:
-        return str(engines._cache_key(model, openvino))
+        return str(openvino_engine._cache_key(model, openvino))
 
     keys = {
         key(),

@@ -15,7 +15,7 @@ TINY = {"width": 8, "modules": (1, 1, 1), "blocks": 1, "bottlenecks": 1}
 
 
 def tiny(name: str, **settings: Any) -> nn.Module:
-    trunk = {"width": 8} if name == "higher_mobile" else TINY
+    trunk = {"width": 8} if "mobile" in name else TINY
     torch.manual_seed(0)
     return build_net(name, **(trunk | settings)).eval()
 
