@@ -80,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--input-size", type=int, metavar="N", help="short side in pixels; default: the weights'")
     add("--flip", action="store_true", help="average with the mirrored picture, as published")
     add("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="e.g. 0.5 1 2")
-    add("--engine", default="auto", help="torch, openvino; default: the fastest there is")
-    add("--precision", default="auto", help="fp32, bf16; default: bf16 where the hardware has it")
+    add("--engine", default="auto", help="torch, openvino, tensorrt; default: the fastest")
+    add("--precision", default="auto", help="fp32, bf16, fp16; default: what the hardware has")
     add("--device", default="auto", help="cpu, cuda, cuda:N; default: a card if there is one")
     add("--threads", type=int, metavar="N", help="CPU threads of the engine; default: all cores")
     add(

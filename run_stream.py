@@ -74,10 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("network").add_argument
     add("--weights", metavar="FILE", help="ours (.safetensors), official .pth, or mmpose 0.x")
     add("--device", help="cpu, cuda, cuda:N; default: a card if there is one")
-    add("--engine", help="torch, openvino; default: the fastest there is")
-    add("--precision", help="fp32, bf16; default: bf16 where the hardware has it")
+    add("--engine", help="torch, openvino, tensorrt; default: the fastest")
+    add("--precision", help="fp32, bf16, fp16; default: what the hardware has")
     add("--input-size", metavar="N|WxH", help="short side in pixels, or one letterboxed canvas")
     add("--flip-test", action="store_true", help="average with the mirrored picture; half speed")
+
+    add("--target-fps", type=float, metavar="N", help="results a second of every camera; under "
+        "too much load first quality goes, then frames")  # fmt: skip
+    add("--max-age-ms", type=float, metavar="MS", help="leave camera frames that are older")
 
     add = parser.add_argument_group("what comes out").add_argument
     add("--save", metavar="VIDEO", help="skeletons over the picture, .mp4 or .mkv")
@@ -116,6 +120,8 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
             "inference.flip_test": options.flip_test,
             "preprocess.input_size": size if not height else None,
             "preprocess.canvas": (height, width) if height else None,
+            "contract.target_fps": options.target_fps,
+            "contract.max_age_ms": options.max_age_ms,
             "overlay.path": options.save,
             "overlay.clean": options.save_clean,
             "overlay.segment_s": options.segment_s,

@@ -46,9 +46,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.synthetic import paint_people
 from kernels import decode as decode_kernels
 from kernels import preprocess as preprocess_kernels
+from kernels.scenes import paint_people
 from nets.aggregation import Maps
 from nets.checkpoints import Model, load_model, random_model
 from nets.engines import Engine, load_engine
@@ -57,10 +57,11 @@ from pipeline.config import PreprocessConfig, SourceConfig, StreamConfig
 from pipeline.decoder import open_source
 from pipeline.inference import Inference
 from pipeline.messages import Frame
+from pipeline.network import DEFAULT_WEIGHTS
 from pipeline.poses import FindPoses, decode_settings
 from pipeline.preprocess import Preprocess
 from pipeline.source import SourceSettings
-from pipeline.stream import DEFAULT_WEIGHTS, Stream
+from pipeline.stream import Stream
 
 NETS = ("higher_hrnet_lite", "higher_mobile")
 SECTIONS = ("throughput", "paced", "overload", "memory")

@@ -91,8 +91,8 @@ class InferenceConfig(_Settings):
     engine: Literal["auto", "torch", "openvino", "tensorrt"] = "auto"
     device: str = "auto"
     """cpu, cuda or cuda:N; auto takes the first NVIDIA card there is."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where the CPU has it, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: fp16 on a card, bf16 where the CPU has it, else fp32."""
     flip_test: bool = False
     """Run the mirrored picture too and average, as the papers' evaluation does; twice the time."""
     threads: Annotated[int, Field(ge=1)] | None = None
@@ -155,6 +155,18 @@ class SmoothConfig(_Settings):
     """Of the speed that decides."""
     max_gap_s: Annotated[float, Field(gt=0.0)] = 0.5
     """A keypoint unseen for longer begins anew where it is seen."""
+
+
+class ContractConfig(_Settings):
+    """How old frames may be, and what is given up under a load that does not fit. Live sources."""
+
+    max_age_ms: Annotated[float, Field(gt=0.0)] | None = None
+    """A frame that is older when its turn comes is left, before it costs a network pass."""
+    target_fps: Annotated[float, Field(gt=0.0)] | None = None
+    """Results a second that every camera gets: no more, and fewer only if it offers fewer or if
+    nothing else is left to give up (smaller input, then refine off, then fewer frames)."""
+    smallest_input: Annotated[float, Field(gt=0.0, le=1.0)] = 2 / 3
+    """Of the input size: it does not shrink further for the sake of target_fps."""
 
 
 class OverlayConfig(_Settings):
@@ -281,6 +293,7 @@ class StreamConfig(_Settings):
     poses: PosesConfig = PosesConfig()
     tracker: TrackerConfig = TrackerConfig()
     smooth: SmoothConfig = SmoothConfig()
+    contract: ContractConfig = ContractConfig()
     overlay: OverlayConfig = OverlayConfig()
     recorder: RecorderConfig = RecorderConfig()
     publisher: PublisherConfig = PublisherConfig()

@@ -1,37 +1,63 @@
 """Network input (a batch over all sources) -> heatmaps and tags. Knows nothing of people."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nets.aggregation import Maps, flip_test
 from pipeline.messages import NetInput, NetOutput
 
+if TYPE_CHECKING:
+    from pipeline.card import Lane
+
 Engine = Callable[[torch.Tensor], Maps]
+_Outputs = tuple[tuple[Any, ...], Any]  # levels and tags, as in NetOutput
 
 
 class Inference:
-    """Runs an engine on each batch, with the papers' flip test if asked."""
+    """Runs an engine on each batch, with the papers' flip test if asked.
+
+    Args:
+        engine: of nets.engines, or anything else that makes Maps of pictures.
+        flip_order: the keypoint that takes each place when mirrored; asks for the flip test.
+    """
 
     def __init__(self, engine: Engine, *, flip_order: tuple[int, ...] | None = None) -> None:
-        """Take an engine of nets.engines; a flip_order (nets.skeletons) asks for the flip test."""
         self._engine = engine
         self._flip_order = flip_order
 
     def __call__(self, batch: NetInput) -> Iterator[NetOutput]:
         started = time.perf_counter()
-        images = torch.from_numpy(batch.images)
+        if batch.lease is None:
+            levels, tags = self._on_cpu(torch.from_numpy(batch.images))
+        else:
+            levels, tags = self._on_card(batch.images, batch.lease.lane)
+        height, width = batch.images.shape[2:]
+        yield NetOutput(
+            frames=batch.frames,
+            levels=levels,
+            tags=tags,
+            net_size=(height, width),
+            image_from_net=batch.image_from_net,
+            lease=batch.lease,
+            stage_ms={**batch.stage_ms, "inference": (time.perf_counter() - started) * 1e3},
+        )
+
+    def _on_cpu(self, images: torch.Tensor) -> _Outputs:
         if self._flip_order is None:
             maps = self._engine(images)
         else:
             maps = flip_test(self._engine, images, flip_order=self._flip_order)
-        height, width = batch.images.shape[2:]
-        yield NetOutput(
-            frames=batch.frames,
-            levels=tuple(level.numpy() for level in maps.levels),
-            tags=maps.tags.numpy(),
-            net_size=(height, width),
-            image_from_net=batch.image_from_net,
-            stage_ms={**batch.stage_ms, "inference": (time.perf_counter() - started) * 1e3},
-        )
+        return tuple(level.numpy() for level in maps.levels), maps.tags.numpy()
+
+    def _on_card(self, images: torch.Tensor, lane: Lane) -> _Outputs:
+        """Queued on the lane, not waited for. With the flip test both passes as they are: the
+        decode averages them where it reads."""
+        with lane.current():
+            if self._flip_order is not None:
+                images = torch.cat([images, images.flip(-1)])
+            return self._engine(images)

@@ -8,11 +8,14 @@ at two places only: decoder | preprocess and poses | sinks.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from kernels.preprocess import bgr_from_planes
+
+if TYPE_CHECKING:
+    from pipeline.card import Lease
 
 PixelFormat = Literal["bgr24", "rgb24", "yuv420p", "nv12"]
 ColorSpace = Literal["bt601", "bt709"]
@@ -116,12 +119,17 @@ class NetInput:
     """A batch for the network: frames of one network size, at most one of each source."""
 
     frames: tuple[Frame, ...]
-    images: np.ndarray
-    """(B, 3, H, W) float32, normalised as the network was trained."""
+    images: Any
+    """(B, 3, H, W) float32, normalised as the network was trained: NumPy, or a torch tensor on a
+    card."""
     image_from_net: np.ndarray
     """(B, 2, 3) float64: network-input pixels to pixels of the upright picture."""
     stage_ms: dict[str, float] = field(default_factory=dict)
     """Milliseconds of work each stage so far spent on this message."""
+    card: int = 0
+    """Which of the stream's cards, in the order of --device; 0 on a CPU."""
+    lease: Lease | None = None
+    """Holds the batch's lane on that card (card.py) while this message lives; None on a CPU."""
 
     def __repr__(self) -> str:
         return f"NetInput(images={self.images.shape}, frames={list(self.frames)})"
@@ -132,15 +140,18 @@ class NetOutput:
     """What the network says of a batch, flips and coarse/fine already averaged."""
 
     frames: tuple[Frame, ...]
-    levels: tuple[np.ndarray, ...]
-    """Each (B, K, h, w) float32 heatmaps, low to high resolution."""
-    tags: np.ndarray
-    """(B, K, h, w, T) float32."""
+    levels: tuple[Any, ...]
+    """Each (B, K, h, w) float32 heatmaps, low to high resolution: NumPy. With a lease torch tensors
+    on a card, and with the flip test (2B, ...), the second half of the mirrored pictures."""
+    tags: Any
+    """(B, K, h, w, T) float32, likewise."""
     net_size: tuple[int, int]
     """(H, W) of the network input."""
     image_from_net: np.ndarray
     """(B, 2, 3) float64."""
     stage_ms: dict[str, float] = field(default_factory=dict)
+    lease: Lease | None = None
+    """As of NetInput."""
 
     def __repr__(self) -> str:
         shapes = [level.shape for level in self.levels]

@@ -70,10 +70,12 @@ class PageApi:
     def streams(self) -> dict[str, Any]:
         """Every source's state, in the units of docs/schema.md."""
         now = time.time()
-        overflows = self._subject.stats.snapshot()["overflows"]
+        snapshot = self._subject.stats.snapshot()
+        overflows, load = snapshot["overflows"], snapshot["load"]
         return {
             "unix_s": round(now, 3),
             "can_change": self._subject.add_source is not None,
+            "load": None if load is None else dict(load),
             "streams": [
                 {
                     "name": name,

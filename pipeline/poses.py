@@ -3,10 +3,12 @@
 import dataclasses
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 
 from kernels.decode import DecodeSettings, decode
+from kernels.grouping import People
 from nets.checkpoints import Model
 from nets.skeletons import Skeleton
 from pipeline.config import PosesConfig
@@ -14,22 +16,21 @@ from pipeline.messages import NetOutput, Poses
 
 
 class FindPoses:
-    """Decodes every frame of a batch, one by one, in the order of the batch."""
+    """Decodes the frames of a batch, in its order: one by one, or on a card all at once."""
 
     def __init__(self, skeleton: Skeleton, settings: DecodeSettings) -> None:
         self._skeleton = skeleton
         self._settings = settings
 
+    def set_refine(self, refine: Literal["full", "quarter", "off"]) -> None:
+        """From the next batch on; between two batches, in their thread."""
+        self._settings = dataclasses.replace(self._settings, refine=refine)
+
     def __call__(self, output: NetOutput) -> Iterator[Poses]:
+        found = self._people(output)
         for i, frame in enumerate(output.frames):
             started = time.perf_counter()
-            people = decode(
-                [level[i] for level in output.levels],
-                output.tags[i],
-                output.net_size,
-                self._skeleton,
-                settings=self._settings,
-            )
+            people = next(found)
             keypoints = to_picture(people.keypoints, output.image_from_net[i])
             yield Poses(
                 frame=frame,
@@ -40,6 +41,22 @@ class FindPoses:
                 ids=np.full(len(people.scores), -1, dtype=np.int64),
                 completed_ns=time.monotonic_ns(),
                 stage_ms={**output.stage_ms, "poses": (time.perf_counter() - started) * 1e3},
+            )
+
+    def _people(self, output: NetOutput) -> Iterator[People]:
+        """Of one frame after the other, in network-input pixels."""
+        if output.lease is not None:
+            # The one copy from the card to the host, and the one wait.
+            lane = output.lease.lane
+            yield from lane.people(output.levels, output.tags, output.net_size, self._settings)
+            return
+        for i in range(len(output.frames)):
+            yield decode(
+                [level[i] for level in output.levels],
+                output.tags[i],
+                output.net_size,
+                self._skeleton,
+                settings=self._settings,
             )
 
 

@@ -1,21 +1,29 @@
 """Frames -> network input: which size, which map, and one kernel call for each picture.
 
+On a card it is one launch for each batch (card.py).
+
 Frames of one network size travel as one batch. Geometry is that of the upright picture: a turned
 frame is resized as its planes lie, and the small result is turned, which costs less than turning
 planes and keeps chroma where it was. Pixels are the business of kernels.preprocess; this file knows
 nothing of networks but their input's size and normalisation.
 """
 
+from __future__ import annotations
+
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from kernels.gpu_preprocess import Picture
 from kernels.preprocess import capped_size, invert, net_from_image, network_size, preprocess
 from pipeline.messages import Frame, NetInput
+
+if TYPE_CHECKING:
+    from pipeline.card import Cards
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +69,7 @@ class Preprocess:
         canvas: tuple[int, int] | None = None,
         prefilter: bool = True,
         max_long_side: int = 2048,
+        cards: Cards | None = None,
     ) -> None:
         """Take the settings of the network and of the stream.
 
@@ -72,6 +81,7 @@ class Preprocess:
             prefilter: widen the resize filter where a picture shrinks below one half.
             max_long_side: a picture so elongated that its network input would be longer is
                 shrunk until it fits (and a warning says so), so that it cannot stop a stream.
+            cards: where pictures become network input; None: on the CPU.
         """
         self._input_size = input_size
         self._size_multiple = size_multiple
@@ -79,20 +89,35 @@ class Preprocess:
         self._max_long_side = max_long_side
         self._mean, self._std = tuple(mean), tuple(std)
         self._prefilter = prefilter
+        self._cards = cards
         self._geometry = lru_cache(maxsize=_GEOMETRIES_KEPT)(self._find_geometry)
 
+    def set_input_size(self, input_size: int) -> None:
+        """From the next batch on: another short side; between two batches, in their thread."""
+        self._input_size = input_size
+        self._geometry.cache_clear()
+
     def __call__(self, frames: Sequence[Frame]) -> Iterator[NetInput]:
-        """NetInputs of one network size each, in the order in which sizes first appear.
+        """NetInputs of one network size and card each, in the order in which these first appear.
 
         They hold 8, 4, 2 or 1 frames: an engine compiles for each shape that it meets.
         """
-        by_size: dict[tuple[int, int], list[Frame]] = {}
+        groups: dict[tuple[tuple[int, int], int], list[Frame]] = {}
         for frame in frames:
             geometry = self._geometry(crop_of(frame).size, frame.rotation)
-            by_size.setdefault(geometry.net_size, []).append(frame)
-        for net_size, group in by_size.items():
+            card = 0 if self._cards is None else self._cards.card_of(frame.source)
+            groups.setdefault((geometry.net_size, card), []).append(frame)
+        for (net_size, card), group in groups.items():
             for part in in_powers_of_two(group):
-                yield self._batch(net_size, tuple(part))
+                if self._cards is None:
+                    yield self._batch(net_size, tuple(part))
+                else:
+                    yield self._batch_on_card(net_size, tuple(part), self._cards, card)
+
+    def forget_source(self, name: str) -> None:
+        """The source has gone."""
+        if self._cards is not None:
+            self._cards.forget_source(name)
 
     def _batch(self, net_size: tuple[int, int], frames: tuple[Frame, ...]) -> NetInput:
         started = time.perf_counter()
@@ -107,6 +132,35 @@ class Preprocess:
             stage_ms={"preprocess": (time.perf_counter() - started) * 1e3},
         )
 
+    def _batch_on_card(
+        self, net_size: tuple[int, int], frames: tuple[Frame, ...], cards: Cards, card: int
+    ) -> NetInput:
+        """Everything is queued on a lane of the card; nothing is waited for but the lane."""
+        lease = cards.take(card)
+        started = time.perf_counter()
+        images = lease.lane.images([self._picture(frame) for frame in frames], net_size)
+        return NetInput(
+            frames=frames,
+            images=images,
+            image_from_net=np.stack([self._image_from_net(frame) for frame in frames]),
+            card=card,
+            lease=lease,
+            stage_ms={"preprocess": (time.perf_counter() - started) * 1e3},
+        )
+
+    def _picture(self, frame: Frame) -> Picture:
+        """What a card needs to know of a frame."""
+        crop = _checked_crop(frame)
+        geometry = self._geometry(crop.size, frame.rotation)
+        return Picture(
+            planes=cropped(frame.planes, crop.box),
+            pixel_format=frame.pixel_format,
+            color_space=frame.color_space,
+            full_range=frame.full_range,
+            net_from_image=geometry.tile_from_planes,
+            rotation=frame.rotation,
+        )
+
     def _image_from_net(self, frame: Frame) -> np.ndarray:
         """(2, 3), to the whole upright picture, whatever part of it the network sees."""
         crop = crop_of(frame)
@@ -117,16 +171,7 @@ class Preprocess:
 
     def _fill(self, image: np.ndarray, frame: Frame) -> None:
         """Write one frame's network input (3, H, W) into its place in the batch."""
-        if not frame.has_pixels:
-            raise ValueError(f"{frame!r} carries no pixels; preprocess must run where they are")
-        lying = frame.planes[0].shape[:2]
-        upright = lying[::-1] if frame.rotation in (90, 270) else lying
-        if upright != frame.size:
-            raise ValueError(
-                f"{frame!r} says size {frame.size}, but its planes turned by {frame.rotation} "
-                f"degrees are {upright}"
-            )
-        crop = crop_of(frame)
+        crop = _checked_crop(frame)
         geometry = self._geometry(crop.size, frame.rotation)
         tile = preprocess(
             cropped(frame.planes, crop.box),
@@ -172,6 +217,20 @@ class Preprocess:
             logger.warning("%s; until then it shrinks to fit %dx%d", reason, capped[1], capped[0])
             return capped, True
         return net_size, False
+
+
+def _checked_crop(frame: Frame) -> Crop:
+    """crop_of, of a frame that carries the pixels it says."""
+    if not frame.has_pixels:
+        raise ValueError(f"{frame!r} carries no pixels; preprocess must run where they are")
+    lying = frame.planes[0].shape[:2]
+    upright = lying[::-1] if frame.rotation in (90, 270) else lying
+    if upright != frame.size:
+        raise ValueError(
+            f"{frame!r} says size {frame.size}, but its planes turned by {frame.rotation} "
+            f"degrees are {upright}"
+        )
+    return crop_of(frame)
 
 
 def in_powers_of_two(frames: Sequence[Frame]) -> Iterator[Sequence[Frame]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 from rich.console import Console
@@ -57,8 +57,12 @@ class Progress:
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))
-        for name, source in self._stats.snapshot()["sources"].items():
+        snapshot = self._stats.snapshot()
+        load = snapshot["load"]
+        for name, source in snapshot["sources"].items():
             table.add_row(name, *self._cells(name, source, source["fps"]))
+        if load is not None and load["step"]:
+            table.add_row("load", f"step {load['step']}", load["text"])
         return table
 
     def _cells(self, name: str, source: SourceSnapshot, fps: float) -> list[str]:
@@ -79,13 +83,14 @@ class Progress:
         snapshot = self._stats.snapshot()
         lines = []
         for name, source in snapshot["sources"].items():
-            drops = ", ".join(f"{count} {reason}" for reason, count in source["dropped"].items())
+            drops, left_out = _by_reason(source["dropped"]), _by_reason(source["results_dropped"])
             lines.append(
                 f"{name}: {source['results']} frames in {seconds:.1f} s, "
                 f"{source['results'] / seconds:.1f} fps, latency "
                 f"{source['latency_ms'].get('p50', 0.0):.0f} ms (p95 "
                 f"{source['latency_ms'].get('p95', 0.0):.0f})"
                 + (f", dropped: {drops}" if drops else "")
+                + (f"; left out by a busy sink: {left_out}" if left_out else "")
             )
         stages = ", ".join(
             f"{name} {stage['p50_ms']:.1f}" for name, stage in snapshot["stages"].items()
@@ -98,8 +103,11 @@ class Progress:
 
 
 def _not_recorded(counts: dict[str, int]) -> str:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-    return f"pictures not recorded: {reasons}"
+    return f"pictures not recorded: {_by_reason(counts)}"
+
+
+def _by_reason(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())
 
 
 def _trouble(source: SourceSnapshot) -> str:

@@ -10,7 +10,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import msgpack
 import numpy as np
@@ -22,6 +22,16 @@ POSE_SCHEMA = "pose/1"
 STATUS_SCHEMA = "status/1"
 
 Message = dict[str, Any]
+
+
+class Degraded(TypedDict):
+    """What a stream gives up under a load that does not fit; all its sources alike."""
+
+    step: int
+    input_size: int
+    refine: str
+    fps: float
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,8 @@ class StreamStatus:
     """How often its connection was lost or did not come about, by reason in one word."""
     tainted: int = 0
     """Frames that were damaged, or predicted from damaged ones."""
+    degraded: Degraded | None = None
+    """What is given up because the load does not fit; None while nothing is."""
 
 
 def new_session() -> str:
@@ -190,6 +202,7 @@ def status_message(
         "dropped": dict(status.dropped),
         "latency_ms": {name: round(ms, 1) for name, ms in status.latency_ms.items()},
         "overflows": overflows,
+        "degraded": None if status.degraded is None else dict(status.degraded),
     }
 
 

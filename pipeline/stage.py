@@ -47,6 +47,8 @@ class Stage(threading.Thread):
         frames: what a source iterates over instead of inputs; one of `work` and `frames` is given.
         inputs: queues to receive from; more than one needs `batch`.
         outputs: queues to send to; none for a sink.
+        route: which of the outputs, by number, a result goes to; None: to all of them.
+        admit: chooses which of the messages just received are worked on; it counts the others.
         open: called in the stage's thread before the first message.
         close: called in the stage's thread after the last message; always, also after a failure
             (even of `open`) and a stop. A file is finished here.
@@ -65,6 +67,8 @@ class Stage(threading.Thread):
         inputs: Sequence[Queue] = (),
         outputs: Sequence[Queue] = (),
         batch: int | None = None,
+        route: Callable[[Message], int] | None = None,
+        admit: Callable[[Sequence[Message]], Sequence[Message]] | None = None,
         open: Callable[[], None] | None = None,
         close: Callable[[], None] | None = None,
         stats: Stats,
@@ -84,6 +88,8 @@ class Stage(threading.Thread):
         self._inputs = inputs
         self._outputs = outputs
         self._batch = batch
+        self._route = route
+        self._admit = admit
         self._open = open
         self._close = close
         self._stats = stats
@@ -173,8 +179,10 @@ class Stage(threading.Thread):
                     receiver.close()  # it has ended; a stream may run for weeks after
             self._receivers = waiting
             if messages is not END:
-                return messages if self._batch is not None else messages[0]
-            if self._is_over():
+                admitted = messages if self._admit is None else self._admit(messages)
+                if admitted:
+                    return list(admitted) if self._batch is not None else admitted[0]
+            elif self._is_over():
                 return END
 
     def _run_errands(self) -> None:
@@ -201,7 +209,10 @@ class Stage(threading.Thread):
             started_ns = time.perf_counter_ns()
 
     def _send(self, message: Message) -> None:
-        for sender in self._senders:
+        senders = self._senders
+        if self._route is not None:
+            senders = [senders[self._route(message)]]
+        for sender in senders:
             sender.send(message)
 
     def _make_ends(self) -> None:
@@ -217,7 +228,8 @@ class Stage(threading.Thread):
 
     def _count_drop(self, message: Message, reason: str) -> None:
         for frame in _frames_of(message):
-            self._stats.dropped(self.name, frame.source, reason)
+            has_poses = isinstance(message, Poses)
+            self._stats.dropped(self.name, frame.source, reason, has_poses=has_poses)
 
     def _guard(self, action: Callable[[], None]) -> None:
         """Run one part of the stage's life; a failure is kept, and stops the stream if fatal."""

@@ -70,7 +70,27 @@ class SourceSnapshot(TypedDict):
     dropped: dict[str, int]
     """Frames that became no poses, by reason."""
     dropped_at: dict[str, dict[str, int]]
-    """The same by the stage that sent or left them, then by reason."""
+    """These and results_dropped, by the stage that sent or left them, then by reason."""
+    results_dropped: dict[str, int]
+    """Results that some sink had no time for, by reason; each sink counts."""
+
+
+class LoadSnapshot(TypedDict):
+    """What a stream with target_fps makes do with; see load_control.py."""
+
+    step: int
+    """0: all that was asked for; the higher, the more is given up."""
+    changes: int
+    """Of the step, since the start."""
+    input_size: int
+    """Short side of the network input, in pixels."""
+    refine: str
+    fps: float
+    """Results a second that a live source gets at most."""
+    reason: str
+    """Why, in numbers; empty at step 0."""
+    text: str
+    """The step in words."""
 
 
 class Snapshot(TypedDict):
@@ -86,6 +106,8 @@ class Snapshot(TypedDict):
     """Published messages that some subscriber could not take, by source."""
     unwritten: dict[str, dict[str, dict[str, int]]]
     """Pictures that are in no file though they should, by video sink, source and reason."""
+    load: LoadSnapshot | None
+    """None without target_fps, and where the network is in another process."""
 
 
 class Stats:
@@ -105,6 +127,7 @@ class Stats:
         self._overflows: Callable[[], dict[str, int]] = dict
         self._unwritten: dict[str, Callable[[], dict[str, dict[str, int]]]] = {}
         self._statuses: dict[str, Callable[[], SourceStatus]] = {}
+        self._load: Callable[[], LoadSnapshot] | None = None
 
     def worked(self, stage: str, ms: float, sources: Sequence[str]) -> None:
         """A stage has worked on one message for so many milliseconds; the source of each frame."""
@@ -115,12 +138,18 @@ class Stats:
                 entry = self._stages[stage] = _Stage()
             entry.add(ms, sources, now)
 
-    def dropped(self, stage: str, source: str, reason: str) -> None:
-        """A frame of this source will not come further than this stage."""
+    def dropped(self, stage: str, source: str, reason: str, *, has_poses: bool = False) -> None:
+        """A frame of this source will not come further than this stage.
+
+        has_poses: it has become a result before; a sink had no time for it.
+        """
         with self._lock:
             if self._statuses and source not in self._sources:
                 return  # too late: it was removed
-            self._source(source).drops[stage, reason] += 1
+            entry = self._source(source)
+            entry.drops[stage, reason] += 1
+            if has_poses:
+                entry.results_dropped[reason] += 1
 
     def finished(self, source: str, *, latency_ms: float, people: int) -> None:
         """A frame of this source has become poses, so long after its capture."""
@@ -146,6 +175,10 @@ class Stats:
         """Ask a video sink what it could not write (by source and reason) whenever wanted."""
         with self._lock:
             self._unwritten[sink] = counts
+
+    def watch_load(self, load: Callable[[], LoadSnapshot]) -> None:
+        """Ask this what is given up whenever somebody wants to know."""
+        self._load = load
 
     def watch_source(self, name: str, status: Callable[[], SourceStatus]) -> None:
         """Ask this for a source's status whenever somebody wants to know; from any thread."""
@@ -177,6 +210,7 @@ class Stats:
                 "queues": {name: depth() for name, depth in self._queues.items()},
                 "overflows": self._overflows(),
                 "unwritten": {sink: counts() for sink, counts in self._unwritten.items()},
+                "load": None if self._load is None else self._load(),
             }
 
     def prometheus_registry(self) -> CollectorRegistry:
@@ -280,6 +314,7 @@ class _Source:
         self.rate = _Rate()
         self.latency = _Histogram()
         self.drops: Counter[tuple[str, str]] = Counter()  # by stage and reason
+        self.results_dropped: Counter[str] = Counter()  # those of them that had poses, by reason
 
     def add(self, latency_ms: float, people: int, now: float) -> None:
         self.results += 1
@@ -310,8 +345,9 @@ class _Source:
             "fps": self.rate.per_second(now),
             "people": self.people,
             "latency_ms": latency_ms,
-            "dropped": dict(dropped),
+            "dropped": dict(dropped - self.results_dropped),
             "dropped_at": dropped_at,
+            "results_dropped": dict(self.results_dropped),
         }
 
 
@@ -337,6 +373,7 @@ class _Collector:
                 _overflow_metric(stats._overflows()),
                 _unwritten_metric({sink: read() for sink, read in stats._unwritten.items()}),
                 *_status_metrics({name: read() for name, read in stats._statuses.items()}),
+                *([] if stats._load is None else _load_metrics(stats._load())),
             ]
         yield from metrics
 
@@ -373,7 +410,7 @@ def _source_metrics(sources: dict[str, _Source]) -> Iterator[Metric]:
     )
     people = GaugeMetricFamily("pose_persons", "People in the last frame", None, ["stream"])
     drops = CounterMetricFamily(
-        "pose_frames_dropped", "Frames without poses", None, ["stream", "stage", "reason"]
+        "pose_frames_dropped", "Frames that came no further", None, ["stream", "stage", "reason"]
     )
     for name, source in sources.items():
         latency.add_metric([name], source.latency.cumulated(), source.latency.total_s)
@@ -415,6 +452,15 @@ def _unwritten_metric(unwritten: dict[str, dict[str, dict[str, int]]]) -> Metric
             for reason, count in counts.items():
                 metric.add_metric([name, sink, reason], count)
     return metric
+
+
+def _load_metrics(load: LoadSnapshot) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    yield GaugeMetricFamily("pose_load_step", "0: nothing is given up", value=load["step"])
+    yield CounterMetricFamily("pose_load_changes", "Changes of the step", value=load["changes"])
+    yield GaugeMetricFamily("pose_load_input_size", "Short side, pixels", value=load["input_size"])
+    yield GaugeMetricFamily("pose_load_fps", "Results a second of a source", value=load["fps"])
 
 
 def _status_metrics(statuses: dict[str, SourceStatus]) -> Iterator[Metric]:

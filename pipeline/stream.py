@@ -12,26 +12,29 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import count
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pipeline.config import ConfigError, SourceConfig, StreamConfig
+from pipeline.contract import LoadWatch, StepTaker, check_contract, degraded, steps_for
 from pipeline.counted import Counted, CountedSink, give_present
 from pipeline.decoder import is_live
-from pipeline.messages import Poses
+from pipeline.messages import NetOutput, Poses
 from pipeline.overlay import Draw, SharedPictures, drawn_picture, picture
 from pipeline.page import Page
 from pipeline.page_api import PageSubject
-from pipeline.processes import PARTS, ROOT, Children, Part, endpoint, is_orphan
+from pipeline.processes import PARTS, Children, Part, endpoint, is_orphan
 from pipeline.progress import Progress, start_logging
 from pipeline.publisher import Publisher
 from pipeline.queues import Policy, Queue
 from pipeline.recorder import CocoResults, JsonLines, OpenPoseFolder
 from pipeline.schema import StreamStatus, new_session
+from pipeline.shedding import Shedding
 from pipeline.source import SourceError
 from pipeline.source_set import SourceSet
 from pipeline.stage import Stage
@@ -42,8 +45,7 @@ from pipeline.viewer import Window
 
 if TYPE_CHECKING:
     from nets.checkpoints import Model
-
-DEFAULT_WEIGHTS = ROOT / "weights" / "higher_mobile.safetensors"
+    from pipeline.network import Network
 
 _DRAIN_SECONDS = 10.0  # after a request to stop: how long a part without sources waits for the end
 _SILENCE_SECONDS = 3.0  # after which a stream with a failed child counts as stuck
@@ -124,7 +126,9 @@ class Stream:
         self._draw = _draw(config)
         self._stages: list[Stage] = []  # without those of the sources
         self._forgetting: list[tuple[Stage, Callable[[str], None]]] = []  # after each has gone
+        self._load_watch: LoadWatch | None = None
         _check_outputs(config)
+        check_contract(config.contract, self._live)
         # Sinks last: they empty files, which bad weights must not cost anybody.
         if "sources" in parts:
             for source in config.sources:
@@ -138,60 +142,59 @@ class Stream:
 
     def _add_network(self, model: Model | None) -> None:
         # Imported here: torch takes seconds and 200 MB, which the other parts do without.
-        from kernels import decode as decode_kernels
-        from kernels import preprocess as preprocess_kernels
-        from nets.checkpoints import load_model
-        from nets.engines import load_engine
-        from pipeline.inference import Inference
-        from pipeline.poses import FindPoses, decode_settings
-        from pipeline.preprocess import Preprocess
-        from pipeline.tracker import Tracker
-        from pipeline.tracker import warm_up as warm_up_tracker
+        from pipeline.network import make_network
 
         config = self._config
-        model = model or load_model(config.weights or DEFAULT_WEIGHTS)
-        engine = load_engine(
-            model,
-            engine=config.inference.engine,
-            device=config.inference.device,
-            precision=config.inference.precision,
-            threads=config.inference.threads,
-        )
-        _log.info("kernels: loading (compiled once for each machine, which takes half a minute)")
-        preprocess_kernels.warm_up()
-        decode_kernels.warm_up()
-        warm_up_tracker()
-        size = config.preprocess.input_size or model.input_size
-        multiple = config.preprocess.size_multiple or model.size_multiple
-        _log.info("network: %s, short side %d, sides multiples of %d", model.name, size, multiple)
-        preprocess = Preprocess(
-            input_size=size,
-            mean=model.mean,
-            std=model.std,
-            size_multiple=multiple,
-            canvas=config.preprocess.canvas,
-            prefilter=config.preprocess.prefilter,
-            max_long_side=config.preprocess.max_long_side,
-        )
-        flip_order = model.skeleton.flip_order if config.inference.flip_test else None
-        inference = Inference(engine, flip_order=flip_order)
-        tracker = Tracker(config.tracker, config.smooth) if config.tracker.enabled else None
-        find_poses = FindPoses(model.skeleton, decode_settings(config.poses, model))
+        network = make_network(config, model, stop=self._stop)
         poses = Counted(
-            find_poses, tracker, self.stats, self.sources.departed, privacy=config.privacy
-        )
+            network.find_poses, network.tracker, self.stats, self.sources.departed,
+            privacy=config.privacy,
+        )  # fmt: skip
         frames = [self._frames_queue(i, source) for i, source in enumerate(config.sources)]
-        # More frames a pass hardly make a CPU faster, and make each of them wait for all.
-        max_batch = config.inference.max_batch or (1 if engine.device == "cpu" else 8)
-        # Live, a frame is taken only when the network is free, so that it is the newest.
-        inputs = Queue(f"inproc://{self._number}-inputs", ahead=not any(self._live))
-        outputs = Queue(f"inproc://{self._number}-outputs")
-        self._add("preprocess", preprocess, inputs=frames, outputs=[inputs], batch=max_batch)
-        self._add("inference", inference, inputs=[inputs], outputs=[outputs])
+        # Live, a frame is taken only when the network is free, so that it is the newest; on a card
+        # when the upload of the next batch may begin.
+        ahead = not any(self._live)
+        devices = range(len(network.inferences))
+        inputs = [Queue(f"inproc://{self._number}-inputs-{i}", ahead=ahead) for i in devices]
+        outputs = [Queue(f"inproc://{self._number}-outputs-{i}") for i in devices]
+        shedding = Shedding(
+            stats=self.stats,
+            max_age_ms=config.contract.max_age_ms,
+            max_fps=config.contract.target_fps,
+        )
+        preprocess = self._add(
+            "preprocess", network.preprocess, inputs=frames, outputs=inputs,
+            batch=network.max_batch, admit=shedding.admit, route=attrgetter("card"),
+        )  # fmt: skip
+        self._forgetting += [
+            (preprocess, shedding.forget_source),
+            (preprocess, network.preprocess.forget_source),
+        ]
+        for i, inference in enumerate(network.inferences):
+            self._add(
+                "inference" if i == 0 else f"inference:{i}", inference,
+                inputs=[inputs[i]], outputs=[outputs[i]], admit=shedding.admit_batches,
+            )  # fmt: skip
         sinks = [self._poses_queue(j) for j in range(len(self._sink_names))]
-        self._add("poses", poses, inputs=[outputs], outputs=sinks)
-        if tracker is not None:
-            self._forgetting.append((self._stages[-1], tracker.forget_source))
+        last = self._add(
+            "poses", partial(_each, poses), inputs=outputs, outputs=sinks, batch=len(outputs)
+        )
+        if network.tracker is not None:
+            self._forgetting.append((last, network.tracker.forget_source))
+        self._watch_load(network, shedding)
+
+    def _watch_load(self, network: Network, shedding: Shedding) -> None:
+        config = self._config
+        if config.contract.target_fps is None:
+            return
+        steps = steps_for(
+            config.contract, input_size=network.input_size, size_multiple=network.size_multiple,
+            canvas=config.preprocess.canvas, refine=network.decode.refine,
+        )  # fmt: skip
+        self._load_watch = LoadWatch(
+            steps, target_fps=config.contract.target_fps, stats=self.stats, shedding=shedding,
+            apply=StepTaker(self._stages, network.preprocess, network.find_poses),
+        )  # fmt: skip
 
     def _add_sinks(self) -> None:
         session = new_session()
@@ -259,8 +262,10 @@ class Stream:
             remove_source=self.remove_source if can_change else None,
         )
 
-    def _add(self, name: str, work: Any = None, **arguments: Any) -> None:
-        self._stages.append(Stage(name, work, stats=self.stats, stop=self._stop, **arguments))
+    def _add(self, name: str, work: Any = None, **arguments: Any) -> Stage:
+        stage = Stage(name, work, stats=self.stats, stop=self._stop, **arguments)
+        self._stages.append(stage)
+        return stage
 
     def _frames_queue(self, i: int, source: SourceConfig) -> Queue:
         live = _is_live(source)
@@ -340,6 +345,8 @@ class Stream:
     def _react(self, request: StopRequest, children: Children | None) -> None:
         """A first request ends the sources, and the rest follows; a second one ends everything."""
         self._forget_removed()
+        if self._load_watch is not None and request.seconds is None:
+            self._load_watch.tick()
         if request.seconds is not None or self._stop.is_set():
             self.sources.stop()  # each may be waiting for its camera
         if request.seconds is not None:
@@ -382,6 +389,8 @@ class Stream:
 
     def _status(self) -> Mapping[str, StreamStatus]:
         """For the publisher: how each source does."""
+        snapshot = self.stats.snapshot()
+        given_up = degraded(snapshot["load"])
         return {
             name: StreamStatus(
                 # Of a source in another process only its results are known.
@@ -393,9 +402,16 @@ class Stream:
                 fps=source["fps"],
                 dropped=source["dropped"],
                 latency_ms=source["latency_ms"],
+                degraded=given_up,
             )
-            for name, source in self.stats.snapshot()["sources"].items()
+            for name, source in snapshot["sources"].items()
         }
+
+
+def _each(work: Callable[[NetOutput], Iterator[Poses]], batch: list[NetOutput]) -> Iterator[Poses]:
+    """The results of several messages, one of each card, one after the other."""
+    for output in batch:
+        yield from work(output)
 
 
 def _is_live(source: SourceConfig) -> bool:

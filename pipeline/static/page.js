@@ -14,6 +14,7 @@ const SETTINGS = "posestream.switches";
 
 const cameras = new Map(); // by name
 const summary = document.getElementById("summary");
+const load = document.getElementById("load");
 const main = document.getElementById("cameras");
 const switches = [...document.querySelectorAll("#switches input")];
 const decoder = new TextDecoder();
@@ -59,6 +60,7 @@ function hear(message) {
     watch();
   } else if (message.type === "status") {
     showStatus(message.streams);
+    showLoad(message.load);
   }
 }
 
@@ -168,6 +170,14 @@ function showStatus(streams) {
   const many = `${streams.length} camera${streams.length === 1 ? "" : "s"}`;
   setText(summary, live === streams.length ? `${many}, live` : `${many}, ${live} live`);
   watch();
+}
+
+// What the stream gives up because there is too much to do; nothing while all is as asked for.
+function showLoad(told) {
+  load.hidden = !told || told.step === 0;
+  if (load.hidden) return;
+  setText(load, `too much to do: ${told.text}`);
+  load.title = told.reason;
 }
 
 function addCamera(name) {

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.page_api import SCHEMES, ApiError, PageApi, source_from_json
+from pipeline.stats import LoadSnapshot
 from tests.page_stand import LOST, Stand
 
 
@@ -87,6 +88,18 @@ def test_a_stream_that_cannot_change_says_so() -> None:
         api.remove("cam1")
     assert error.value.status == 501
     assert api.streams()["can_change"] is False
+
+
+def test_what_is_given_up_under_load_is_told() -> None:
+    stand = Stand()
+    api = PageApi(stand.subject())
+    assert api.streams()["load"] is None
+    load: LoadSnapshot = {
+        "step": 2, "changes": 5, "input_size": 384, "refine": "off", "fps": 6.4,
+        "reason": "too much", "text": "input 384, refine off, 6.4 fps each",
+    }  # fmt: skip
+    stand.stats.watch_load(lambda: load)
+    assert api.streams()["load"] == load
 
 
 def test_a_camera_that_is_down_is_named_and_fails_nothing() -> None:

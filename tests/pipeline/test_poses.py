@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from kernels.preprocess import invert, net_from_image
+from nets.skeletons import COCO
 from pipeline.config import load_config
-from pipeline.poses import decode_settings, to_picture
+from pipeline.messages import NetOutput
+from pipeline.poses import FindPoses, decode_settings, to_picture
 from tests.painted import painted_model
+from tests.pipeline.queue_peer import make_frame
 
 
 def test_keypoints_return_to_where_they_came_from() -> None:
@@ -39,3 +42,24 @@ def test_without_any_word_the_decode_is_the_published_one() -> None:
     assert (settings.detection_threshold, settings.tag_threshold) == (0.1, 1.0)
     assert (settings.refine, settings.peaks_at) == ("full", "full")
     assert settings.min_person_score == pytest.approx(0)
+
+
+def test_refine_can_be_switched_off_and_on_between_two_frames() -> None:
+    """A keypoint without a peak is filled, or left missing; the rest stays what it is."""
+    find_poses = FindPoses(COCO, decode_settings(load_config().poses, painted_model()))
+    levels = np.zeros((1, 17, 16, 16), np.float32)
+    levels[0, np.arange(16), np.arange(16) % 4 * 4, np.arange(16)] = 0.9
+    levels[0, 16, 8, 8] = 0.05  # too weak for a peak
+    output = NetOutput(
+        frames=(make_frame(0),), levels=(levels,), tags=np.ones((1, 17, 16, 16, 1), np.float32),
+        net_size=(64, 64), image_from_net=np.array([[[1.0, 0, 0], [0, 1.0, 0]]]),
+    )  # fmt: skip
+    [full] = find_poses(output)
+    find_poses.set_refine("off")
+    [off] = find_poses(output)
+    find_poses.set_refine("full")
+    [again] = find_poses(output)
+    assert full.filled.any()
+    assert not off.filled.any()
+    np.testing.assert_array_equal(off.keypoints[~full.filled], full.keypoints[~full.filled])
+    np.testing.assert_array_equal(again.keypoints, full.keypoints)

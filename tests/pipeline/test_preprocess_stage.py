@@ -240,3 +240,17 @@ def test_a_regions_input_is_that_of_the_picture_cut_out() -> None:
     np.testing.assert_array_equal(of_region.images, of_part.images)
     shift = of_region.image_from_net[0] - of_part.image_from_net[0]
     np.testing.assert_allclose(shift, [[0, 0, 30], [0, 0, 20]], atol=1e-9)
+
+
+def test_another_input_size_holds_from_the_next_batch_on() -> None:
+    frame, changed = noise_frame((480, 640)), stage(input_size=256)
+    [before] = changed([frame])
+    changed.set_input_size(128)
+    [after] = changed([frame])
+    [expected] = stage(input_size=128)([frame])
+    assert after.images.shape[2:] != before.images.shape[2:]
+    np.testing.assert_array_equal(after.images, expected.images)
+    np.testing.assert_array_equal(after.image_from_net, expected.image_from_net)
+    changed.set_input_size(256)
+    [again] = changed([frame])
+    np.testing.assert_array_equal(again.images, before.images)

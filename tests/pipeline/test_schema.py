@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from benchmarks.people import crowd, poses_of, standing_person
 from nets.skeletons import SKELETONS
 from pipeline.schema import (
+    Degraded,
     StreamStatus,
     encode_json,
     encode_msgpack,
@@ -135,6 +136,18 @@ def test_status_obeys_the_schema_and_msgpack_says_the_same() -> None:
     assert message["dropped"] == {"newer": 3}
     assert message["fps"] == 24.97
     assert msgpack.unpackb(encode_msgpack(status())) == message
+
+
+def test_what_is_given_up_under_load_obeys_the_schema() -> None:
+    given_up: Degraded = {
+        "step": 3, "input_size": 384, "refine": "off", "fps": 6.4, "reason": "too much"
+    }  # fmt: skip
+    state = StreamStatus("live", 6.4, degraded=given_up)
+    message = decoded(status_message("a", state, session="s", seq=0, unix_s=1.5, overflows=0))
+    assert message["degraded"] == given_up
+    for key in given_up:
+        without = {other: value for other, value in message["degraded"].items() if other != key}
+        assert not VALIDATOR.is_valid({**message, "degraded": without}), key
 
 
 @pytest.mark.parametrize("where", ["keypoints", "scores", "smoothed"])

@@ -1,14 +1,19 @@
 """A whole stream over many frames: none is lost, nothing is left behind, latency does not grow.
 
-The clip is tiny and played over and over; its one painted person stands elsewhere in each frame, so
-poses tell which frame they were made from, whatever number they carry.
+First in this process, with a tiny clip played over and over; its one painted person stands
+elsewhere in each frame, so poses tell which frame they were made from, whatever number they carry.
+Then benchmarks/soak.py: its verdicts on made-up records, and half a minute of it.
 """
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,12 +22,17 @@ import av
 import numpy as np
 import pytest
 
+from benchmarks.soak_clients import ROOT, Fault
+from benchmarks.soak_verdicts import Limits, Record, Sample, SourceCount, judge
 from pipeline import queues
 from pipeline.config import StreamConfig, load_config
 from pipeline.messages import Poses
 from pipeline.poses import FindPoses
+from pipeline.recorder import JsonLines
+from pipeline.stats import SourceSnapshot
 from pipeline.stream import Stream
 from tests.painted import grid_people, paint, painted_model
+from tests.rtsp_server import why_unavailable
 
 SIZE = (192, 128)
 CLIP_FRAMES = 30
@@ -164,3 +174,175 @@ def test_an_overloaded_live_stream_keeps_up_by_dropping(
     latencies = [message["latency_ms"] for message in messages]
     third = len(latencies) // 3
     assert median(latencies[-third:]) < 2 * median(latencies[:third])
+
+
+def test_poses_that_a_busy_sink_left_out_are_results_all_the_same(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_frames = 300
+    jsonl = tmp_path / "poses.jsonl"
+    stream = Stream(looped(clip, num_frames, jsonl, pace=True), model=painted_model())
+    write = JsonLines.__call__
+
+    def source() -> SourceSnapshot:
+        return stream.stats.snapshot()["sources"]["clip"]
+
+    def late(self: JsonLines, poses: Poses) -> None:
+        """The first message takes as long as five results and more."""
+        while source()["results"] < 5 and source()["state"] != "ended":
+            time.sleep(0.01)
+        write(self, poses)
+
+    monkeypatch.setattr(JsonLines, "__call__", late)
+    assert stream.run() == 0
+    assert source()["results"] + sum(source()["dropped"].values()) == num_frames
+    left_out = source()["results_dropped"]["newer"]
+    assert left_out >= 1
+    assert len(read_messages(jsonl)) == source()["results"] - left_out
+
+
+# --- benchmarks/soak.py: the program as a whole, with cameras that fail --------------------------
+
+CAMERAS = ("cam0", "cam1")
+
+
+def quiet_record(seconds: float = 600.0) -> Record:
+    """A soak in which all went well: each camera offers 30 frames a second and gets 10 results."""
+    record = Record(seconds=seconds, offered_fps=60.0, keyframe_seconds=1.0, exit_code=0)
+    for second in range(1, int(seconds)):
+        counts = SourceCount("live", 30 * second + 2, 10 * second, 20 * second, 0, 40.0, 60.0)
+        record.samples.append(
+            Sample(
+                seconds=second, rss_mb=500.0, tree_mb=500.0, descriptors=Counter(socket=40),
+                threads=50, all_live=second % 20 > 8, sources=dict.fromkeys(CAMERAS, counts),
+                overflows=second,
+            )
+        )  # fmt: skip
+        record.ages += [(second, 45.0)] * 20
+    results, dropped = int(10 * seconds), int(20 * seconds)
+    record.last_frame = dict.fromkeys(CAMERAS, results + dropped - 1)
+    record.num_poses = Counter(dict.fromkeys(CAMERAS, results))
+    record.log = [
+        "INFO page: http://127.0.0.1:8000/",
+        "WARNING cam0: the stream ended; trying again until it works (and 2 times more of late)",
+        *(f"{camera}: {results} frames in 600.0 s, 10.0 fps, latency 40 ms (p95 50), dropped: "
+          f"{dropped - 3} newer, 3 too_old" for camera in CAMERAS),
+    ]  # fmt: skip
+    record.faults = [Fault("cam0", "kill", 20.0, 3.0, there_unix_s=1.0, back_seconds=0.9)]
+    lose(record, 22)
+    record.slow_taken, record.slow_gaps = 600, 400
+    record.pictures = Counter({**dict.fromkeys(CAMERAS, 500), "mjpeg": 500})
+    record.segments, record.segment_pictures = 10, 2 * results
+    return record
+
+
+def lose(record: Record, second: int) -> None:
+    """cam0 is lost at that time."""
+    sample = record.samples[second - 1]
+    lost = replace(sample.sources["cam0"], state="reconnecting")
+    record.samples[second - 1] = replace(sample, sources={**sample.sources, "cam0": lost})
+
+
+def failed(record: Record) -> list[str]:
+    return [verdict.name for verdict in judge(record, Limits()) if not verdict.passed]
+
+
+def grows(record: Record, **by: Any) -> None:
+    """Fields of the samples rise so much in the whole run."""
+    for i, sample in enumerate(record.samples):
+        share = (i + 1) / len(record.samples)
+        now = {name: getattr(sample, name) + type(more)(share * more) for name, more in by.items()}
+        record.samples[i] = replace(sample, **now)
+
+
+def opens_a_file(record: Record) -> None:
+    for i in range(400, len(record.samples)):
+        record.samples[i] = replace(record.samples[i], descriptors=Counter(socket=40, pipe=1))
+
+
+def leaves_video_open(record: Record) -> None:
+    for i in range(400, len(record.samples)):
+        record.samples[i] = replace(record.samples[i], descriptors=Counter(socket=40, video=3))
+
+
+def loses_frames(record: Record) -> None:
+    for i, sample in enumerate(record.samples):
+        counts = {
+            name: replace(s, dropped=s.dropped - i // 10) for name, s in sample.sources.items()
+        }
+        record.samples[i] = replace(sample, sources=counts)
+
+
+def counts_too_much(record: Record) -> None:
+    record.last_frame["cam1"] -= 1
+
+
+def grows_late(record: Record) -> None:
+    record.ages = [(at, ms * (2 if at > 450 else 1)) for at, ms in record.ages]
+
+
+def says(line: str) -> Callable[[Record], None]:
+    return lambda record: record.log.append(line)
+
+
+def stays_away(record: Record) -> None:
+    record.faults.append(Fault("cam1", "freeze", 40.0, 5.0, there_unix_s=2.0))
+
+
+def comes_late(record: Record) -> None:
+    fault = Fault("cam1", "freeze", 40.0, 5.0, there_unix_s=2.0, back_seconds=4.0)
+    record.faults.append(fault)
+
+
+def test_a_soak_without_trouble_passes() -> None:
+    assert failed(quiet_record()) == []
+
+
+@pytest.mark.parametrize(
+    ("trouble", "name"),
+    [
+        (lambda record: grows(record, rss_mb=40.0), "memory"),
+        (lambda record: grows(record, threads=3), "threads"),
+        (opens_a_file, "file descriptors"),
+        (leaves_video_open, "file descriptors"),
+        (grows_late, "latency"),
+        (loses_frames, "in flight"),
+        (counts_too_much, "drops + results = frames"),
+        (stays_away, "cameras come back"),
+        (comes_late, "cameras come back"),
+        (lambda record: lose(record, 19), "no other outage"),
+        (lambda record: lose(record, 300), "no other outage"),
+        (says("ERROR something else"), "log"),
+        (says("Traceback (most recent call last):"), "log"),
+        (says("WARNING cam0: input/output error; trying again until it works"), "log"),
+        (lambda record: setattr(record, "gaps", 1), "good subscriber"),
+        (lambda record: record.problems.update(["seq goes back"]), "good subscriber"),
+        (lambda record: setattr(record, "slow_gaps", 0), "slow and dead subscribers"),
+        (lambda record: record.pictures.pop("cam1"), "viewers"),
+        (lambda record: record.view_problems.append("/mjpeg ended early"), "viewers"),
+        (lambda record: record.segment_problems.append("poses.mp4: cut off"), "video segments"),
+        (lambda record: setattr(record, "exit_code", 1), "exit"),
+        (lambda record: setattr(record, "exit_code", None), "exit"),
+        (lambda record: setattr(record, "offered_fps", 20.0), "overload"),
+    ],
+)
+def test_a_soak_tells_each_trouble(trouble: Callable[[Record], None], name: str) -> None:
+    record = quiet_record()
+    trouble(record)
+    assert failed(record) == [name]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+@pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable() or "a server is there")
+def test_half_a_minute_of_soak() -> None:
+    """Four cameras, a kill, a freeze and a restart; judged as on a machine that others use too."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--minutes", "0.5", "--busy"],
+        capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["failed"] == []
+    assert report["faults"] == {"kill": 1, "freeze": 1, "restart": 1}
+    assert set(report["verdicts"]) == {verdict.name for verdict in judge(quiet_record(), Limits())}

@@ -126,6 +126,26 @@ def test_a_batch_takes_one_of_each_source_and_ends_with_the_last(stream: Stream)
     assert stream.stats.snapshot()["stages"]["work"]["frames"] == sum(counts)
 
 
+@pytest.mark.parametrize("batch", [None, 2])
+def test_what_is_not_admitted_is_neither_worked_on_nor_counted(
+    stream: Stream, batch: int | None
+) -> None:
+    seen: list[int] = []
+
+    def odd(messages: Sequence[Any]) -> list[Any]:
+        return [frame for frame in messages if frame.index % 2]
+
+    def work(message: Any) -> None:
+        seen.extend(frame.index for frame in (message if batch else [message]))
+
+    stream.add("source", frames=frames(21), outputs=[queue("frames")])
+    stream.add("work", work, inputs=[queue("frames")], batch=batch, admit=odd)
+    stream.run()
+    assert seen == list(range(1, 21, 2))
+    counts = stream.stats.snapshot()["stages"]["work"]
+    assert (counts["calls"], counts["frames"]) == (10, 10)
+
+
 def test_a_failing_stage_stops_the_stream_and_names_itself_and_the_message(
     stream: Stream,
 ) -> None:

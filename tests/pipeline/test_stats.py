@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.source_state import SourceState, SourceStatus
-from pipeline.stats import Stats
+from pipeline.stats import LoadSnapshot, Stats
 
 
 class Clock:
@@ -87,9 +87,10 @@ def test_drops_are_told_by_source_stage_and_reason() -> None:
         ("poses", "cam1", "lost", 1),
     ]:
         for _ in range(count):
-            stats.dropped(stage, source, reason)
+            stats.dropped(stage, source, reason, has_poses=stage == "poses")
     sources = stats.snapshot()["sources"]
-    assert sources["cam1"]["dropped"] == {"newer": 5, "lost": 1}
+    assert sources["cam1"]["dropped"] == {"newer": 3}, "a result is no frame without poses"
+    assert sources["cam1"]["results_dropped"] == {"newer": 2, "lost": 1}
     assert sources["cam1"]["dropped_at"] == {
         "decoder": {"newer": 3},
         "poses": {"newer": 2, "lost": 1},
@@ -171,3 +172,20 @@ def test_nothing_is_lost_when_many_threads_count() -> None:
     assert snapshot["stages"]["poses"]["frames"] == 8000
     assert snapshot["sources"]["cam0"]["dropped"] == {"newer": 8000}
     assert snapshot["sources"]["cam1"]["results"] == 8000
+
+
+def test_what_is_given_up_under_load_is_told_and_scraped() -> None:
+    stats = Stats()
+    assert stats.snapshot()["load"] is None
+    assert not [name for name, _ in samples(stats) if name.startswith("pose_load")]
+    load: LoadSnapshot = {
+        "step": 2, "changes": 5, "input_size": 384, "refine": "off", "fps": 6.4,
+        "reason": "too much", "text": "input 384, refine off, 6.4 fps each",
+    }  # fmt: skip
+    stats.watch_load(lambda: load)
+    assert stats.snapshot()["load"] == load
+    seen = samples(stats)
+    assert seen["pose_load_step", ()] == 2
+    assert seen["pose_load_changes_total", ()] == 5
+    assert seen["pose_load_input_size", ()] == 384
+    assert seen["pose_load_fps", ()] == 6.4

@@ -1,0 +1,152 @@
+"""The network's part of a stream: what its stages do, and on which devices.
+
+    CPU      preprocess ---> inference -----------> poses
+    cards    preprocess -+-> inference of card 0 -+-> poses          one inference stage for each
+                         '-> inference of card 1 -'                  card; sources stay on theirs
+
+Made in the main thread, before any stage starts: weights, engines and kernels are loaded here, and
+what a user can get wrong about them is found. Stages and queues are made in stream.py. Imports
+torch, which takes seconds and 200 MB: only a process that runs the network imports this file.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kernels import decode as decode_kernels
+from kernels import preprocess as preprocess_kernels
+from kernels.arrays import CudaGpu
+from kernels.decode import DecodeSettings
+from nets.checkpoints import Model, load_model
+from nets.engines import Engine, load_engine
+from pipeline.card import LANES, Cards, CardSettings, Lane, Lanes
+from pipeline.config import ConfigError, InferenceConfig, StreamConfig
+from pipeline.inference import Inference
+from pipeline.poses import FindPoses, decode_settings
+from pipeline.preprocess import Preprocess
+from pipeline.processes import ROOT
+from pipeline.queues import Stopped
+from pipeline.tracker import Tracker
+from pipeline.tracker import warm_up as warm_up_tracker
+
+DEFAULT_WEIGHTS = ROOT / "weights" / "higher_mobile.safetensors"
+
+_MAX_BATCH_OF_CARD = 8
+_MAX_BATCH_OF_CPU = 1  # more frames a pass hardly make it faster, and make each wait for all
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the stages between frames and poses do."""
+
+    preprocess: Preprocess
+    inferences: tuple[Inference, ...]
+    """One for each device."""
+    find_poses: FindPoses
+    tracker: Tracker | None
+    decode: DecodeSettings
+    input_size: int
+    size_multiple: int
+    max_batch: int
+    """Frames of different sources in one pass."""
+
+
+def make_network(config: StreamConfig, model: Model | None, *, stop: threading.Event) -> Network:
+    """Load all of it.
+
+    Args:
+        model: in place of the configured weights.
+        stop: the stream's stop event.
+    Raises:
+        ValueError: weights, engine, device or precision that cannot be used; one line.
+    """
+    model = model or load_model(config.weights or DEFAULT_WEIGHTS)
+    engines = [_engine(config, model, device) for device in devices_of(config.inference)]
+    _log.info("kernels: loading (compiled once for each machine, which takes half a minute)")
+    preprocess_kernels.warm_up()
+    decode_kernels.warm_up()
+    warm_up_tracker()
+    size = config.preprocess.input_size or model.input_size
+    multiple = config.preprocess.size_multiple or model.size_multiple
+    _log.info("network: %s, short side %d, sides multiples of %d", model.name, size, multiple)
+    flip_order = model.skeleton.flip_order if config.inference.flip_test else None
+    on_cards = engines[0].device != "cpu"
+    decode = decode_settings(config.poses, model)
+    return Network(
+        preprocess=Preprocess(
+            input_size=size,
+            mean=model.mean,
+            std=model.std,
+            size_multiple=multiple,
+            canvas=config.preprocess.canvas,
+            prefilter=config.preprocess.prefilter,
+            max_long_side=config.preprocess.max_long_side,
+            cards=_cards(engines, config, model, stop) if on_cards else None,
+        ),
+        inferences=tuple(Inference(engine, flip_order=flip_order) for engine in engines),
+        find_poses=FindPoses(model.skeleton, decode),
+        tracker=Tracker(config.tracker, config.smooth) if config.tracker.enabled else None,
+        decode=decode,
+        input_size=size,
+        size_multiple=multiple,
+        max_batch=config.inference.max_batch
+        or (_MAX_BATCH_OF_CARD if on_cards else _MAX_BATCH_OF_CPU),
+    )
+
+
+def devices_of(config: InferenceConfig) -> list[str]:
+    """The devices that a user asked for: "cuda:0,cuda:1" are two; "auto" may become the CPU.
+
+    Raises:
+        ConfigError: the CPU beside cards, or a card twice.
+    """
+    names = [name.strip() for name in config.device.split(",")]
+    if names == ["auto"]:
+        has_card = config.engine != "openvino" and torch.cuda.is_available()
+        names = ["cuda" if has_card else "cpu"]
+    names = ["cuda:0" if name == "cuda" else name for name in names]
+    if len(names) > 1 and ("cpu" in names or "auto" in names or len(set(names)) < len(names)):
+        raise ConfigError(f"several devices must be different cards, got {config.device!r}")
+    return names
+
+
+def _engine(config: StreamConfig, model: Model, device: str) -> Engine:
+    return load_engine(
+        model,
+        engine=config.inference.engine,
+        device=device,
+        precision=config.inference.precision,
+        threads=config.inference.threads,
+    )
+
+
+def _cards(
+    engines: Sequence[Engine], config: StreamConfig, model: Model, stop: threading.Event
+) -> Cards:
+    settings = CardSettings(
+        skeleton=model.skeleton,
+        mean=model.mean,
+        std=model.std,
+        prefilter=config.preprocess.prefilter,
+        flip_order=model.skeleton.flip_order if config.inference.flip_test else None,
+    )
+
+    def give_up() -> None:
+        if stop.is_set():
+            raise Stopped
+
+    cards = []
+    for engine in engines:
+        device = torch.device(engine.device)
+        gpu = CudaGpu(device.index or 0)
+        streams = [torch.cuda.Stream(device) for _ in range(LANES)]  # type: ignore[no-untyped-call]
+        lanes = [Lane(gpu, settings, stream) for stream in streams]
+        cards.append(Lanes(lanes, give_up=give_up))
+    return Cards(cards)
