@@ -4,7 +4,7 @@ PY := .venv/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test setup check lint types format bench check-tensorrt clean
+.PHONY: demo test test-live test-rest test-gpu setup check lint types format bench check-tensorrt clean
 .DEFAULT_GOAL := demo
 
 demo: setup ## skeletons on moving people, within minutes
@@ -13,10 +13,22 @@ demo: setup ## skeletons on moving people, within minutes
 	@echo "overlay video: out/demo.mp4"
 	@echo "poses:         out/demo.jsonl  (one message of schema pose/1 a line, see docs/schema.md)"
 
-test: setup ## the whole test suite
-	$(PY) -m pytest tests --ignore tests/training --ignore tests/test_train.py
-	@# A process of its own: forking loader workers out of one that has run the whole stream crashed once.
-	$(PY) -m pytest tests/training tests/test_train.py
+test: setup ## the whole test suite, in two halves side by side: one waits a lot, the other computes
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target test-live test-rest
+
+LIVE_TESTS := tests/pipeline tests/test_run_stream.py tests/test_fuzz.py
+TRAINING_TESTS := tests/training tests/test_train.py
+
+test-live: setup
+	$(PY) -m pytest $(LIVE_TESTS)
+
+test-rest: setup
+	$(PY) -m pytest tests $(addprefix --ignore ,$(LIVE_TESTS) $(TRAINING_TESTS))
+	@# A process of its own: forking loader workers out of one that has run everything crashed once.
+	$(PY) -m pytest $(TRAINING_TESTS)
+
+test-gpu: setup ## what needs an NVIDIA card; without one it fails
+	FAIL_WITHOUT_GPU=1 $(PY) -m pytest tests -m gpu
 
 check: lint types test ## what CI runs
 

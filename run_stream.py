@@ -18,7 +18,7 @@ examples:
 every setting has a name in pipeline/config.py; for what no option covers:
   run_stream.py clip.mp4 --set poses.refine=off --set preprocess.max_long_side=1024
 
-exit codes: 0 done or stopped, 1 a stage failed, 2 bad input (one line says what and what to do)
+exit codes: 0 done or stopped, 1 a stage or a check failed, 2 bad input (one line says what to do)
 """
 
 
@@ -32,6 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
     from pipeline.stream import run
 
     try:
+        if options.selftest:
+            from pipeline import selftest
+
+            return selftest.run(device=options.device, weights=options.weights)
         config = load_config(
             options.config,
             sources=options.sources,
@@ -41,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
                 max_frames=options.max_frames,
                 max_fps=options.max_fps,
                 transport=options.transport,
+                decode=options.decode,
             ),
             settings=_settings(options),
             overrides=options.set,
@@ -69,11 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--pace", action="store_true", help="play files at their own speed, as a camera would")
     add("--max-fps", type=float, metavar="N", help="keep N frames a second of each source at most")
     add("--transport", choices=("tcp", "udp"), help="of RTSP; default: tcp")
+    add("--decode", choices=("auto", "cpu", "card"), help="where; default: on the network's card")
     add("--loop", action="store_true", help="start files again when they end")
 
     add = parser.add_argument_group("network").add_argument
     add("--weights", metavar="FILE", help="ours (.safetensors), official .pth, or mmpose 0.x")
-    add("--device", help="cpu, cuda, cuda:N; default: a card if there is one")
+    add("--device", help="cpu, cuda, cuda:N or several: cuda:0,cuda:1; default: a card if any")
     add("--engine", help="torch, openvino, tensorrt; default: the fastest")
     add("--precision", help="fp32, bf16, fp16; default: what the hardware has")
     add("--input-size", metavar="N|WxH", help="short side in pixels, or one letterboxed canvas")
@@ -103,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--part", choices=("sources", "network", "sinks"), help="run only this part of a cut stream"
     )
+    add("--selftest", action="store_true", help="check this machine; takes --device and --weights")
     add("--quiet", action="store_true", help="no progress line; warnings and errors only")
     return parser
 

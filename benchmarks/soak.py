@@ -1,6 +1,6 @@
 """A stream left alone with all its troubles: what grows, what hangs, what is lost.
 
-    python benchmarks/soak.py [--minutes 10] [--busy] [--keep FOLDER]
+    python benchmarks/soak.py [--minutes 10] [--camera-fps N] [--busy] [--keep FOLDER]
 
                         a camera killed, frozen or restarted every 20 s, in turn
                                               v
@@ -8,7 +8,8 @@
                                               |-> ZeroMQ: a good, a slow and a dead subscriber
                                               '-> page: a WebSocket viewer, a reader of /mjpeg
 
-The cameras offer about three times what this machine makes of one file, measured at the start.
+The cameras offer about three times what this machine makes of one file, measured at the start, or
+what --camera-fps says.
 Each second the process is looked at; at the end soak_verdicts.py judges. --busy: other programs use
 this machine too, so memory and times are judged loosely. The last line is JSON, the exit code 1
 when a verdict fails. Needs Debian's gst-rtsp-server (see .ci/system-packages).
@@ -79,7 +80,7 @@ def main() -> int:
         print(f"soak: {why_unavailable()}", file=sys.stderr)
         return 2
     with _folder(options.keep) as folder:
-        plan = _plan(folder, seconds=60 * options.minutes)
+        plan = _plan(folder, seconds=60 * options.minutes, fps=options.camera_fps)
         _say_plan(plan)
         record = _soak(folder, plan)
         _read_segments(folder, record)
@@ -100,6 +101,9 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A stream left alone with all its troubles.")
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument(
+        "--camera-fps", type=int, metavar="N", help="of each camera; nothing is measured"
+    )
     parser.add_argument("--busy", action="store_true", help="judge memory and times loosely")
     parser.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="leave log, samples and video in a new folder"
@@ -107,6 +111,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.keep is not None and options.keep.exists():
         parser.error(f"{options.keep} exists; name a folder that does not")
+    if options.camera_fps is not None and options.camera_fps < 1:
+        parser.error(f"--camera-fps must be at least 1, got {options.camera_fps}")
     if options.minutes < 0.4:
         parser.error(f"--minutes must be at least 0.4, got {options.minutes}")
     return options
@@ -118,8 +124,8 @@ def _options() -> argparse.Namespace:
 @dataclass(frozen=True)
 class Plan:
     seconds: float
-    capacity_fps: float
-    """Results a second of one file as fast as it goes."""
+    capacity_fps: float | None
+    """Results a second of one file as fast as it goes; None: not measured."""
     net_side: int
     """Short side of the network input."""
     fps: int
@@ -132,8 +138,8 @@ class Plan:
         return min(FAULT_SECONDS, self.seconds / 4)
 
 
-def _plan(folder: Path, *, seconds: float) -> Plan:
-    """Measure this machine, and offer three times that.
+def _plan(folder: Path, *, seconds: float, fps: int | None) -> Plan:
+    """Measure this machine, and offer three times that, or so many frames of each camera.
 
     A machine that does more than 80 a second gets a larger network input instead of more frames, so
     that cameras stay cameras.
@@ -142,15 +148,17 @@ def _plan(folder: Path, *, seconds: float) -> Plan:
         cv2.resize(demo.picture(index), SIZE[::-1], interpolation=cv2.INTER_AREA)
         for index in range(CLIP_FRAMES)
     ]
-    capacity_fps = _capacity_fps(write_clip(folder / "measured.mp4", pictures))
-    most_fps = FPS_LIMITS[1] * len(CAMERAS) / OVERLOAD
-    growth = max(1.0, capacity_fps / most_fps)
-    offered_fps = OVERLOAD * capacity_fps / growth
-    fps = round(np.clip(offered_fps / len(CAMERAS), *FPS_LIMITS))
+    capacity_fps, net_side = None, NET_SIDE
+    if fps is None:
+        capacity_fps = _capacity_fps(write_clip(folder / "measured.mp4", pictures))
+        most_fps = FPS_LIMITS[1] * len(CAMERAS) / OVERLOAD
+        growth = max(1.0, capacity_fps / most_fps)
+        net_side = 32 * round(NET_SIDE * growth**0.5 / 32)
+        fps = round(np.clip(OVERLOAD * capacity_fps / growth / len(CAMERAS), *FPS_LIMITS))
     return Plan(
         seconds=seconds,
         capacity_fps=capacity_fps,
-        net_side=32 * round(NET_SIDE * growth**0.5 / 32),
+        net_side=net_side,
         fps=fps,
         clip=write_clip(folder / "camera.mp4", pictures, fps=fps),
     )
@@ -168,11 +176,13 @@ def _capacity_fps(clip: Path) -> float:
 
 
 def _say_plan(plan: Plan) -> None:
+    measured = ""
+    if plan.capacity_fps is not None:
+        measured = f"one file as fast as it goes: {plan.capacity_fps:.1f} frames a second; so "
     print(
         f"device: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, load "
         f"{os.getloadavg()[0]:.1f}\n"
-        f"one file as fast as it goes: {plan.capacity_fps:.1f} frames a second; so "
-        f"{len(CAMERAS)} cameras of {SIZE[1]}x{SIZE[0]} at {plan.fps} fps, network input "
+        f"{measured}{len(CAMERAS)} cameras of {SIZE[1]}x{SIZE[0]} at {plan.fps} fps, network input "
         f"{plan.net_side}; {plan.seconds:.0f} s, a fault every {plan.fault_seconds:.1f} s",
         flush=True,
     )
@@ -378,7 +388,7 @@ def _report(record: Record, judged: list[verdicts.Verdict], plan: Plan) -> int:
     summary = {
         "benchmark": "soak",
         "seconds": record.seconds,
-        "capacity_fps": round(plan.capacity_fps, 1),
+        "capacity_fps": plan.capacity_fps,
         "offered_fps": record.offered_fps,
         "faults": dict(Counter(fault.kind for fault in record.faults)),
         "median_ms": round(p50_ms, 1),

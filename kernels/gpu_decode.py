@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.arrays import Gpu
+from kernels.arrays import Gpu, pinned_like, to_host
 from kernels.decode import DecodeSettings, Skeleton, hide
 from kernels.gpu_grouping import GpuGrouper, GpuPeople, people_in
 from kernels.gpu_peaks import GpuPeakFinder
@@ -101,7 +101,7 @@ class GpuDecoder:
             most = int(people_in(rows, num_keypoints, numbers).count.max())
             if most > _FIRST_PEOPLE:
                 rest = found.rows[len(rows) : 1 + most]
-                rows = np.concatenate([rows, _to_host(rest, np.empty(rest.shape, np.float32))])
+                rows = np.concatenate([rows, to_host(rest, np.empty(rest.shape, np.float32))])
         batch = people_in(rows, num_keypoints, numbers)
         return [
             hide(_people_of_image(batch, image), self._skeleton, self._settings)
@@ -111,8 +111,8 @@ class GpuDecoder:
     def _first_rows(self, rows: Any) -> FloatArray:
         first = rows[: 1 + _FIRST_PEOPLE]
         if self._host is None or self._host.shape != first.shape:
-            self._host = _pinned_like(first)
-        return _to_host(first, self._host)
+            self._host = pinned_like(first)
+        return to_host(first, self._host)
 
 
 def _people_of_image(batch: GpuPeople, image: int) -> People:
@@ -124,25 +124,3 @@ def _people_of_image(batch: GpuPeople, image: int) -> People:
         filled=batch.filled[image, :count] != 0,
         tags=batch.tags[image, :count].copy(),
     )
-
-
-# ---- to the host --------------------------------------------------------------------------------
-
-
-def _pinned_like(array: Any) -> FloatArray:
-    """Host memory for a copy of array, page-locked where array is on a card."""
-    if isinstance(array, np.ndarray):
-        return np.empty_like(array)
-    import cupy
-
-    memory = cupy.cuda.alloc_pinned_memory(array.nbytes)
-    return np.frombuffer(memory, np.float32, array.size).reshape(array.shape)
-
-
-def _to_host(array: Any, host: FloatArray) -> FloatArray:
-    """Copy a contiguous array to host in one transfer and wait for it."""
-    if isinstance(array, np.ndarray):
-        host[...] = array
-    else:
-        array.get(out=host)  # on CuPy's current stream, then waits for it
-    return host

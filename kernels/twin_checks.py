@@ -11,7 +11,7 @@ Equal means equal: no tolerance anywhere. This file knows nothing of networks an
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from kernels.gpu_grouping import GpuGrouper, people_in
 from kernels.gpu_peaks import TILE_SIDE, GpuPeakFinder, GpuPeaks
 from kernels.gpu_preprocess import FORMATS, GpuPreprocess, Picture
 from kernels.grouping import People, group_people
-from kernels.peaks import FloatArray, Peaks, average_levels, peaks_of_maps
+from kernels.peaks import Peaks, average_levels, peaks_of_maps
 from kernels.preprocess import preprocess
 from kernels.scenes import Scene, paint_people
 
@@ -143,7 +143,7 @@ def _compare_preprocess(gpu: Gpu, pictures: Sequence[Picture], net_size: Size, k
             std=_STD,
             prefilter=True,
         )
-        want = np.rot90(tile, k=-rotation // 90, axes=(1, 2)).astype(kind)
+        want: NDArray[Any] = np.rot90(tile, k=-rotation // 90, axes=(1, 2)).astype(kind)
         size = planes[0].shape[:2]
         _require_equal(result, want, f"network input of {pixel_format} {size} turned by {rotation}")
 
@@ -164,7 +164,7 @@ def check_peaks(gpu: Gpu, seed: int) -> None:
         scene = _scene(3, seed + index, size=size, level_sizes=level_sizes, exact=index % 2 == 0)
         kind = np.float16 if index % 3 == 1 else np.float32
         levels = [level.astype(kind) for level in scene.levels]
-        at = "half" if index % 2 else "full"
+        at: Literal["full", "half"] = "half" if index % 2 else "full"
         finder = GpuPeakFinder(
             gpu, max_peaks=30, nms_kernel=5, min_score=0.1, at=at, one_step=False
         )
@@ -308,7 +308,7 @@ CHECKS: Mapping[str, Check] = {
 
 
 def _host(array: Any) -> NDArray[Any]:
-    return to_host(array, np.empty(array.shape, array.dtype)).copy()
+    return to_host(array, np.empty(array.shape, array.dtype))
 
 
 def _require_same_people(got: People, want: People, where: str) -> None:
@@ -321,7 +321,7 @@ def _require_equal(got: NDArray[Any], want: NDArray[Any], what: str) -> None:
         raise AssertionError(
             f"{what}: {got.dtype} {got.shape} on the device, {want.dtype} {want.shape} on the CPU"
         )
-    differ = (got != want) & ~((got != got) & (want != want))  # NaN is equal to NaN here
+    differ = got != want
     if differ.any():
         place = tuple(int(index) for index in np.argwhere(differ)[0])
         raise AssertionError(

@@ -29,8 +29,12 @@ What they stand on:
                     left; load_control.py: what to give up, and when to come back
     source_state.py how a source is doing; timeline.py: times that rise, max_fps
     redaction.py    passwords out of sight
-    av_video.py     FFmpeg's side of decoding; video_writer.py: of writing; outputs.py: paths
+    av_video.py     FFmpeg's side of decoding, card_video.py: on a card; video_writer.py: of
+                    writing; outputs.py: paths
+    placement.py    which devices run the network, and which source is on which card
     overlay.py      skeletons drawn over a picture
     segments.py     one video file after another, also past a full disk; segment_index.py: the list
     demo.py         the picture of the `demo` source
+    selftest.py     checks a machine: selftest_checks.py, _stages.py (what), _ceilings.py (how fast
+                    it could be), _report.py (the table)
 """

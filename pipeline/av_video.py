@@ -1,6 +1,7 @@
 """PyAV's side of decoding: an open container -> pictures, and FFmpeg's errors -> plain words.
 
     container --demux--> packet --decode--> AVFrame --planes_of--> Picture (views, nothing copied)
+                                               '-- of a card: CardPlanes --^
 
 A packet that cannot be decoded is counted and skipped; the stream goes on behind it, its pictures
 tainted until the next key frame. This file knows nothing of sources, names, pace (source.py) or
@@ -23,6 +24,7 @@ import numpy as np
 from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, VideoReformatter
 
+from pipeline.card_video import CardPlanes, is_on_card
 from pipeline.messages import ColorSpace, PixelFormat
 from pipeline.redaction import redact
 
@@ -71,16 +73,22 @@ class NoPictureError(TimeoutError):
 class VideoReader:
     """Decodes the video of one open container. Belongs to the thread that opened the container."""
 
-    def __init__(self, container: av.container.InputContainer, *, threads: str) -> None:
+    def __init__(
+        self, container: av.container.InputContainer, *, threads: str, device: int | None = None
+    ) -> None:
         """
         Args:
             container: just opened, with a video stream.
             threads: FFmpeg's thread type. AUTO for files; NONE for live sources, for the others
                 hold pictures back (frame threads) or never flag damaged ones (slice threads).
+            device: the CUDA device that the container was opened on (card_video.opening_on).
         """
         self._container = container
         self._stream = container.streams.video[0]
-        self._stream.thread_type = threads
+        # Every frame thread takes one more of NVDEC's surfaces, of which there are 32 at most.
+        self._stream.thread_type = "NONE" if self._stream.codec_context.is_hwaccel else threads
+        self._device = device
+        self._card_planes: CardPlanes | None = None  # made for the first picture on the card
         # One for all frames: frame.reformat() would build a new conversion for each of them.
         self._reformatter = VideoReformatter()
         self._num_packets = 0
@@ -177,18 +185,34 @@ class VideoReader:
         pts_seconds = frame.time
         tainted = self._is_tainted(frame)
         self._decoded_at = time.monotonic()
-        if frame.format.name not in _CARRIED:
-            pixel_format = "bgr24" if frame.format.is_rgb else "yuv420p"
-            frame = self._reformatter.reformat(frame, format=pixel_format)
+        pixel_format: PixelFormat = "nv12"
+        if is_on_card(frame):
+            planes = self._card_planes_of(frame)
+        else:
+            frame = self._carried(frame)
+            planes, pixel_format = planes_of(frame), _CARRIED[frame.format.name]
         return Picture(
-            planes=planes_of(frame),
-            pixel_format=_CARRIED[frame.format.name],
+            planes=planes,
+            pixel_format=pixel_format,
             color_space=color_space_of(frame),
             full_range=frame.color_range == ColorRange.JPEG or "yuvj" in frame.format.name,
             rotation=rotation,
             pts_seconds=pts_seconds,
             tainted=tainted,
         )
+
+    def _card_planes_of(self, frame: av.VideoFrame) -> tuple[np.ndarray, ...]:
+        if self._card_planes is None:
+            assert self._device is not None
+            self._card_planes = CardPlanes(self._device)
+        return self._card_planes(frame)
+
+    def _carried(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """In host memory, in a format that messages.Frame can carry."""
+        if frame.format.name in _CARRIED:
+            return frame
+        pixel_format = "bgr24" if frame.format.is_rgb else "yuv420p"
+        return self._reformatter.reformat(frame, format=pixel_format)
 
 
 def planes_of(frame: av.VideoFrame) -> tuple[np.ndarray, ...]:

@@ -29,6 +29,8 @@ from kernels.gpu_decode import GpuDecoder
 from kernels.gpu_preprocess import GpuPreprocess, Picture
 from kernels.grouping import People
 from nets.skeletons import Skeleton
+from pipeline.messages import Frame
+from pipeline.placement import Placement
 
 LANES = 2
 """Batches on a card at a time."""
@@ -134,6 +136,8 @@ class Lane:
     def _uploaded(self, pictures: Sequence[Picture]) -> list[Picture]:
         """The pictures with planes on the card; all that came from the host in one transfer."""
         here = [plane for p in pictures for plane in p.planes if isinstance(plane, np.ndarray)]
+        if not here:  # NVDEC decoded them all
+            return list(pictures)
         places, size = _laid_out(here)
         if size > len(self._pinned):
             self._pinned = host_memory(self._gpu, size)
@@ -191,27 +195,25 @@ class Lease:
 
 
 class Cards:
-    """All cards of a stream, and which source is on which: it stays there, so that its frames keep
-    their order.
+    """All cards of a stream.
 
     Args:
         lanes: those of each card.
+        placement: which source is on which of them.
     """
 
-    def __init__(self, lanes: Sequence[Lanes]) -> None:
+    def __init__(self, lanes: Sequence[Lanes], placement: Placement | None = None) -> None:
         self._lanes = lanes
-        self._card_of: dict[str, int] = {}
+        self._placement = placement or Placement(range(len(lanes)))
 
-    def card_of(self, source: str) -> int:
-        """Its number; a new source goes where the fewest are. In preprocess's thread."""
-        if source not in self._card_of:
-            counts = [list(self._card_of.values()).count(i) for i in range(len(self._lanes))]
-            self._card_of[source] = counts.index(min(counts))
-        return self._card_of[source]
+    def card_of(self, frame: Frame) -> int:
+        """The card that is to work on it: where its planes are, else that of its source.
 
-    def forget_source(self, name: str) -> None:
-        """The source has gone; one that comes later may take its place."""
-        self._card_of.pop(name, None)
+        They differ for a moment at most, when a source is removed and another takes its name.
+        """
+        if frame.device is not None:
+            return self._placement.card_with(frame.device)
+        return self._placement.card_of(frame.source)
 
     def take(self, card: int) -> Lease:
         """A lane of that card; see Lanes.take."""

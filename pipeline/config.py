@@ -30,6 +30,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Side = Annotated[int, Field(ge=32, multiple_of=32)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 RegionOfInterest = tuple[NotNegative, NotNegative, NotNegative, NotNegative]
+Decode = Literal["auto", "cpu", "card"]
 
 
 class SourceConfig(_Settings):
@@ -54,6 +55,9 @@ class SourceConfig(_Settings):
     no number is above 1. Poses are in pixels of the whole picture all the same."""
     rotation: Literal[0, 90, 180, 270] | None = None
     """Clockwise degrees that turn the picture upright, in place of what the container says."""
+    decode: Decode = "auto"
+    """Where video is decoded: on the CPU; on the card that runs the network, from where its pixels
+    need not move; auto: on the card where that can be, else on the CPU."""
     reconnect: bool = True
     """Cameras and URLs: connect again after a failure, for ever; False: the first is the end."""
     open_timeout_seconds: Annotated[float, Field(gt=0.0)] = 5.0
@@ -90,7 +94,8 @@ class InferenceConfig(_Settings):
 
     engine: Literal["auto", "torch", "openvino", "tensorrt"] = "auto"
     device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes the first NVIDIA card there is."""
+    """cpu, cuda, cuda:N, or several cards: cuda:0,cuda:1, each with its share of the sources; auto
+    takes the first NVIDIA card there is."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: fp16 on a card, bf16 where the CPU has it, else fp32."""
     flip_test: bool = False

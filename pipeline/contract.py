@@ -192,6 +192,7 @@ class _Counts:
     results: dict[str, int]
     network_ms: float
     poses_ms: float
+    is_starting: bool
 
 
 def _count(stats: Stats, now: float) -> _Counts:
@@ -202,6 +203,10 @@ def _count(stats: Stats, now: float) -> _Counts:
         results={name: source["results"] for name, source in snapshot["sources"].items()},
         network_ms=sum(work.get(name, 0.0) for name in _NETWORK),
         poses_ms=work.get("poses", 0.0),
+        is_starting=any(
+            source["results"] == 0 and source["state"] in ("", "live")  # "": in another process
+            for source in snapshot["sources"].values()
+        ),
     )
 
 
@@ -213,6 +218,7 @@ def _since(before: _Counts, after: _Counts, offered_fps: tuple[float, ...]) -> O
         results_fps=sum(max(0, count) for count in new) / seconds,  # fewer: counted anew
         network=(after.network_ms - before.network_ms) / seconds / 1e3,
         poses=(after.poses_ms - before.poses_ms) / seconds / 1e3,
+        is_starting=after.is_starting,
     )
 
 

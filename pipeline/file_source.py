@@ -18,8 +18,9 @@ import cv2
 import numpy as np
 
 from pipeline.av_video import BACKEND_ERRORS, NETWORK_ONLY, Picture, VideoReader, reason_of
+from pipeline.card_video import opening_on
 from pipeline.redaction import redact
-from pipeline.source import NumberedSource, SourceError, SourceSettings
+from pipeline.source import NumberedSource, SourceError, SourceSettings, decoded_where
 
 _logger = logging.getLogger(__name__)
 
@@ -32,20 +33,23 @@ class VideoFile(NumberedSource):
         self._remote = "://" in url
         # The prefix keeps FFmpeg from reading a colon in a file's name as a protocol.
         self._url = url if self._remote else f"file:{url}"
-        with self._open(settings) as container:
+        with self._open(settings, device=None) as container:  # it is only looked at
             reader = VideoReader(container, threads="AUTO")
             num_frames, fps = reader.num_frames, reader.fps
         super().__init__(name, settings, num_frames=num_frames, fps=fps)
+        self._is_first_pass = True
 
-    def _open(self, settings: SourceSettings) -> av.container.InputContainer:
+    def _open(self, settings: SourceSettings, *, device: int | None) -> av.container.InputContainer:
         timeouts = (settings.open_timeout_seconds, settings.read_timeout_seconds)
         try:
-            container = av.open(
-                self._url,
-                options=dict(settings.options) | (NETWORK_ONLY if self._remote else {}),
-                timeout=timeouts if self._remote else None,
-                metadata_errors="replace",  # titles in Latin-1, or damaged
-            )
+            with opening_on(device) as hwaccel:
+                container = av.open(
+                    self._url,
+                    options=dict(settings.options) | (NETWORK_ONLY if self._remote else {}),
+                    timeout=timeouts if self._remote else None,
+                    metadata_errors="replace",  # titles in Latin-1, or damaged
+                    hwaccel=hwaccel,
+                )
         except av.error.InvalidDataError:
             raise SourceError(
                 f"{self._shown}: not a video that can be read; it is broken, cut off before its "
@@ -64,10 +68,12 @@ class VideoFile(NumberedSource):
     def _pictures(self) -> Generator[Picture, None, None]:
         delivered = 0
         problem = ""
-        with self._open(self._settings) as container:
-            reader = VideoReader(container, threads="AUTO")
+        device = self._settings.device
+        with self._open(self._settings, device=device) as container:
+            reader = VideoReader(container, threads="AUTO", device=device)
             try:
                 for picture in reader.pictures(self._stopped):
+                    self._note_first(picture)
                     delivered += 1
                     yield picture
             except BACKEND_ERRORS as error:
@@ -83,6 +89,11 @@ class VideoFile(NumberedSource):
             raise SourceError(
                 f"{self._shown}: the video is cut off{problem}; it gave {delivered} frames"
             )
+
+    def _note_first(self, picture: Picture) -> None:
+        if self._is_first_pass and self._settings.device is not None:
+            _logger.info("%s: a video%s", self.name, decoded_where(picture, self._settings))
+        self._is_first_pass = False
 
 
 class ImageFiles(NumberedSource):

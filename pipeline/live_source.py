@@ -30,8 +30,9 @@ from pipeline.av_video import (
     VideoReader,
     reason_of,
 )
+from pipeline.card_video import opening_on
 from pipeline.redaction import redact
-from pipeline.source import NumberedSource, SourceError, SourceSettings
+from pipeline.source import NumberedSource, SourceError, SourceSettings, decoded_where
 from pipeline.source_state import Occasionally, SourceState
 
 _logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class LiveSource(NumberedSource):
             self._stopped.wait(self._note_lost(failure))
 
     def _read(self, container: av.container.InputContainer) -> Generator[Picture, None, None]:
-        reader = VideoReader(container, threads="NONE")
+        reader = VideoReader(container, threads="NONE", device=self._settings.device)
         for picture in reader.pictures(self._stopped, patience_seconds=_PATIENCE_SECONDS):
             self._note_picture(picture, reader.fps)
             yield picture
@@ -112,13 +113,15 @@ class LiveSource(NumberedSource):
 
     def _open(self) -> av.container.InputContainer:
         options = self._options() | dict(self._settings.options)
-        return av.open(
-            self._url,
-            format=self._format_name,
-            options=options | ({} if self._format_name else NETWORK_ONLY),
-            timeout=(self._settings.open_timeout_seconds, self._settings.read_timeout_seconds),
-            metadata_errors="replace",  # a camera's name need not be UTF-8
-        )
+        with opening_on(self._settings.device) as hwaccel:
+            return av.open(
+                self._url,
+                format=self._format_name,
+                options=options | ({} if self._format_name else NETWORK_ONLY),
+                timeout=(self._settings.open_timeout_seconds, self._settings.read_timeout_seconds),
+                metadata_errors="replace",  # a camera's name need not be UTF-8
+                hwaccel=hwaccel,
+            )
 
     def _options(self) -> dict[str, str]:
         """FFmpeg's options for a quick start.
@@ -183,7 +186,8 @@ class LiveSource(NumberedSource):
             after = ""
             if self._lost_at is not None:
                 after = f" again after {time.monotonic() - self._lost_at:.1f} s"
-            self._say(logging.INFO, "connected", f"connected{after}, {width}x{height}")
+            where = decoded_where(picture, self._settings)
+            self._say(logging.INFO, "connected", f"connected{after}, {width}x{height}{where}")
             if fps is not None and 1.0 <= fps <= 240.0:  # some state their clock rate instead
                 self.fps = fps
         elif size != self._size:

@@ -55,6 +55,8 @@ class Observation(NamedTuple):
     """Share of the time that preprocess and inference, which take turns, worked."""
     poses: float
     """Share of the time that poses worked, beside them."""
+    is_starting: bool = False
+    """Whether a source that is there has not given one result so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,9 @@ class Timing:
 
     tick_s: float = 1.0
     """How often it is told."""
-    settle_s: float = 3.0
-    """After a change, before anything is believed: a new size is compiled, queues run through."""
+    settle_s: float = 5.0
+    """After a change, and after the first result of a source, before anything is believed: its size
+    is compiled, queues run through."""
     watch_s: float = 5.0
     """Overload must last so long."""
     calm_s: float = 15.0
@@ -132,7 +135,7 @@ class LoadControl:
         self._timing = timing or Timing()
         self._costs = _Costs(self._steps)
         self._index = 0
-        self._begun: float | None = None  # at this step; None before the first result
+        self._begun: float | None = None  # at this step; None before the first results
         self._seen: deque[tuple[float, Observation]] = deque()  # at this step, once settled
         self._changes: deque[float] = deque(maxlen=2)  # moments
         self._is_trial = False  # whether this step is a return that has not held for long
@@ -153,15 +156,17 @@ class LoadControl:
         Args:
             now: in seconds, by any clock that rises.
         """
+        if seen.is_starting:  # what its first frame takes, minutes at worst, says nothing
+            self._begin(None)
+        elif self._begun is None and seen.results_fps > 0:
+            self._begin(now)
         if self._begun is None:
-            if seen.results_fps <= 0:
-                return None
-            self._begun = now
+            return None
         if now < self._begun + self._timing.settle_s:
             return None
         self._seen.append((now, seen))
-        while self._seen[0][0] < now - self._timing.calm_s:
-            self._seen.popleft()
+        while len(self._seen) > 1 and self._seen[1][0] <= now - self._timing.calm_s:
+            self._seen.popleft()  # one stays that is older: it shows that there is so much
         recent = self._last_seconds(now, self._timing.watch_s)
         if recent is None or recent.results_fps <= 0:
             return None
@@ -173,10 +178,14 @@ class LoadControl:
             return self._step_down(now, recent)
         return self._step_up(now, recent)
 
+    def _begin(self, now: float | None) -> None:
+        self._begun = now
+        self._seen.clear()
+
     def _last_seconds(self, now: float, seconds: float) -> _Window | None:
         """What was seen, twice at least; None where that is less."""
         recent = [seen for moment, seen in self._seen if moment > now - seconds]
-        if len(recent) < 2 or self._seen[0][0] > now - 0.9 * seconds:
+        if len(recent) < 2 or self._seen[0][0] > now - 0.9 * seconds:  # clocks are not exact
             return None
         # In both halves and at their end: where a camera has just gone, one of them is in order.
         middle, end = len(recent) // 2, max(1, len(recent) // 3)
@@ -253,9 +262,9 @@ class LoadControl:
             expected=self._expected(step, recent),
         )
         self._costs.leave(self._index, recent)
-        self._index, self._is_trial, self._begun = step, is_trial, now
+        self._index, self._is_trial = step, is_trial
         self._changes.append(now)
-        self._seen.clear()
+        self._begin(now)
         return change
 
 

@@ -7,6 +7,7 @@ at two places only: decoder | preprocess and poses | sinks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,7 +47,8 @@ class Frame:
     planes: tuple[np.ndarray, ...]
     """uint8, read-only by convention. One (h, w, 3) plane, or Y (h, w) with U and V
     (ceil(h/2), ceil(w/2)), or Y with interleaved UV (ceil(h/2), ceil(w/2), 2). Rows may be padded
-    (strided views). Empty where the pixels did not cross to this process."""
+    (strided views). Empty where the pixels did not cross to this process. CuPy arrays where a card
+    decoded the picture: see device."""
     pixel_format: PixelFormat = "bgr24"
     color_space: ColorSpace = "bt601"
     """Matrix of the YUV formats; meaningless for bgr24 and rgb24."""
@@ -75,6 +77,11 @@ class Frame:
     def has_pixels(self) -> bool:
         return bool(self.planes)
 
+    @property
+    def device(self) -> int | None:
+        """The CUDA device on which the planes lie; None: host memory."""
+        return _device_of(self.planes[0]) if self.planes else None
+
     def without_pixels(self) -> Frame:
         """The same frame as a mere label: for messages whose receiver draws nothing."""
         return replace(self, planes=())
@@ -82,13 +89,13 @@ class Frame:
     def to_host(self) -> np.ndarray:
         """The upright picture as a new, writable (height, width, 3) uint8 BGR array.
 
-        This is the only place where pixels are converted for people to look at (and, on a GPU, the
-        only download of pixels), so it is called when a sink asks and not before.
+        This is the only place where pixels are converted for people to look at (and, where a card
+        decoded them, downloaded), so it is called when a sink asks and not before.
         """
         if not self.planes:
             raise ValueError(f"{self!r} carries no pixels; ask for them where its queue is made")
         bgr = bgr_from_planes(
-            self.planes,
+            _on_host(self.planes),
             pixel_format=self.pixel_format,
             color_space=self.color_space,
             full_range=self.full_range,
@@ -97,7 +104,7 @@ class Frame:
 
     def to_parts(self) -> Parts:
         header = {name: getattr(self, name) for name in _FRAME_HEADER}
-        return header, list(self.planes)
+        return header, _on_host(self.planes)
 
     @classmethod
     def from_parts(cls, header: dict[str, Any], buffers: list[np.ndarray]) -> Frame:
@@ -112,6 +119,15 @@ class Frame:
 
 
 _FRAME_HEADER = tuple(name for name in Frame.__dataclass_fields__ if name != "planes")
+
+
+def _device_of(plane: Any) -> int | None:
+    return None if isinstance(plane, np.ndarray) else int(plane.device.id)
+
+
+def _on_host(planes: Sequence[Any]) -> list[np.ndarray]:
+    """The planes in host memory; those on a card are downloaded."""
+    return [plane if isinstance(plane, np.ndarray) else plane.get() for plane in planes]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -25,8 +25,9 @@ from kernels.decode import DecodeSettings
 from nets.checkpoints import Model, load_model
 from nets.engines import Engine, load_engine
 from pipeline.card import LANES, Cards, CardSettings, Lane, Lanes
-from pipeline.config import ConfigError, InferenceConfig, StreamConfig
+from pipeline.config import StreamConfig
 from pipeline.inference import Inference
+from pipeline.placement import Placement, devices_of
 from pipeline.poses import FindPoses, decode_settings
 from pipeline.preprocess import Preprocess
 from pipeline.processes import ROOT
@@ -58,12 +59,15 @@ class Network:
     """Frames of different sources in one pass."""
 
 
-def make_network(config: StreamConfig, model: Model | None, *, stop: threading.Event) -> Network:
+def make_network(
+    config: StreamConfig, model: Model | None, *, stop: threading.Event, placement: Placement
+) -> Network:
     """Load all of it.
 
     Args:
         model: in place of the configured weights.
         stop: the stream's stop event.
+        placement: which source is on which card.
     Raises:
         ValueError: weights, engine, device or precision that cannot be used; one line.
     """
@@ -88,7 +92,7 @@ def make_network(config: StreamConfig, model: Model | None, *, stop: threading.E
             canvas=config.preprocess.canvas,
             prefilter=config.preprocess.prefilter,
             max_long_side=config.preprocess.max_long_side,
-            cards=_cards(engines, config, model, stop) if on_cards else None,
+            cards=Cards(_lanes(engines, config, model, stop), placement) if on_cards else None,
         ),
         inferences=tuple(Inference(engine, flip_order=flip_order) for engine in engines),
         find_poses=FindPoses(model.skeleton, decode),
@@ -101,22 +105,6 @@ def make_network(config: StreamConfig, model: Model | None, *, stop: threading.E
     )
 
 
-def devices_of(config: InferenceConfig) -> list[str]:
-    """The devices that a user asked for: "cuda:0,cuda:1" are two; "auto" may become the CPU.
-
-    Raises:
-        ConfigError: the CPU beside cards, or a card twice.
-    """
-    names = [name.strip() for name in config.device.split(",")]
-    if names == ["auto"]:
-        has_card = config.engine != "openvino" and torch.cuda.is_available()
-        names = ["cuda" if has_card else "cpu"]
-    names = ["cuda:0" if name == "cuda" else name for name in names]
-    if len(names) > 1 and ("cpu" in names or "auto" in names or len(set(names)) < len(names)):
-        raise ConfigError(f"several devices must be different cards, got {config.device!r}")
-    return names
-
-
 def _engine(config: StreamConfig, model: Model, device: str) -> Engine:
     return load_engine(
         model,
@@ -127,9 +115,10 @@ def _engine(config: StreamConfig, model: Model, device: str) -> Engine:
     )
 
 
-def _cards(
+def _lanes(
     engines: Sequence[Engine], config: StreamConfig, model: Model, stop: threading.Event
-) -> Cards:
+) -> list[Lanes]:
+    """Those of each card."""
     settings = CardSettings(
         skeleton=model.skeleton,
         mean=model.mean,
@@ -149,4 +138,4 @@ def _cards(
         streams = [torch.cuda.Stream(device) for _ in range(LANES)]  # type: ignore[no-untyped-call]
         lanes = [Lane(gpu, settings, stream) for stream in streams]
         cards.append(Lanes(lanes, give_up=give_up))
-    return Cards(cards)
+    return cards

@@ -105,7 +105,7 @@ class Preprocess:
         groups: dict[tuple[tuple[int, int], int], list[Frame]] = {}
         for frame in frames:
             geometry = self._geometry(crop_of(frame).size, frame.rotation)
-            card = 0 if self._cards is None else self._cards.card_of(frame.source)
+            card = 0 if self._cards is None else self._cards.card_of(frame)
             groups.setdefault((geometry.net_size, card), []).append(frame)
         for (net_size, card), group in groups.items():
             for part in in_powers_of_two(group):
@@ -113,11 +113,6 @@ class Preprocess:
                     yield self._batch(net_size, tuple(part))
                 else:
                     yield self._batch_on_card(net_size, tuple(part), self._cards, card)
-
-    def forget_source(self, name: str) -> None:
-        """The source has gone."""
-        if self._cards is not None:
-            self._cards.forget_source(name)
 
     def _batch(self, net_size: tuple[int, int], frames: tuple[Frame, ...]) -> NetInput:
         started = time.perf_counter()

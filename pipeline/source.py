@@ -15,7 +15,9 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+import numpy as np
 
 from pipeline.av_video import Picture
 from pipeline.messages import Frame, Region
@@ -59,6 +61,8 @@ class SourceSettings:
     read_timeout_seconds: float = 2.0
     """Live sources: silence after which the connection counts as lost (FFmpeg may take twice
     that). It must exceed the time between two frames; with HLS, the length of a segment."""
+    device: int | None = None
+    """The CUDA device that decodes video, and keeps its pictures; None: the CPU."""
     options: Mapping[str, str] = field(default_factory=dict)
     """More FFmpeg input options, for example {"video_size": "1280x720"} for a camera."""
 
@@ -247,6 +251,16 @@ class NumberedSource:
                     "picture is used", self.name, self._settings.roi, size[1], size[0],
                 )  # fmt: skip
         return self._regions[size]
+
+
+def decoded_where(picture: Picture, settings: SourceSettings) -> str:
+    """For a log line: what became of the card that was to decode; "" where there was none."""
+    if settings.device is None:
+        return ""
+    luma: Any = picture.planes[0]
+    if isinstance(luma, np.ndarray):
+        return f", decoded on the CPU: NVDEC of cuda:{settings.device} does not give this kind"
+    return f", decoded on cuda:{settings.device}"
 
 
 def region_of(roi: tuple[float, float, float, float], size: tuple[int, int]) -> Region | None:

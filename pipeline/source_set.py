@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
+from pipeline.card_video import decoding_device
 from pipeline.config import ConfigError, SourceConfig
 from pipeline.decoder import open_source
 from pipeline.messages import Frame
+from pipeline.placement import Placement
 from pipeline.queues import Queue
 from pipeline.source import Source, SourceSettings
 from pipeline.stage import Stage
@@ -64,15 +66,22 @@ class SourceSet:
         stats: where their stages count.
         stop: the stream's stop event.
         queue: the i-th source's queue towards the network.
+        placement: the cards that run the network in this process, which may decode as well.
     """
 
     def __init__(
-        self, *, stats: Stats, stop: threading.Event, queue: Callable[[int, SourceConfig], Queue]
+        self,
+        *,
+        stats: Stats,
+        stop: threading.Event,
+        queue: Callable[[int, SourceConfig], Queue],
+        placement: Placement,
     ) -> None:
         self.departed = Departed()
         self._stats = stats
         self._stop = stop
         self._queue = queue
+        self._placement = placement
         self._numbers = count()
         self._lock = threading.Lock()
         self._members: dict[str, _Member] = {}
@@ -99,10 +108,15 @@ class SourceSet:
         Returns:
             Its name: as configured, or made from the input and unlike all others.
         Raises:
-            ConfigError: the configured name is taken, or the stream has ended.
+            ConfigError: the configured name is taken, the stream has ended, or a card is to decode
+                and cannot.
             SourceError: there is nothing to read.
         """
-        settings = SourceSettings(**config.model_dump(exclude={"input", "name"}))
+        card = self._placement.emptiest()
+        settings = SourceSettings(
+            **config.model_dump(exclude={"input", "name", "decode"}),
+            device=decoding_device(config.decode, self._placement.device(card)),
+        )
         source = open_source(config.input, name=config.name, settings=settings)
         with self._lock:
             self._give_name(source, wanted=config.name)
@@ -115,6 +129,7 @@ class SourceSet:
             if connect is not None and not connect(queue):
                 raise ConfigError("the stream has ended; nothing can be added to it")
             self._members[source.name] = _Member(source, stage)
+            self._placement.put(source.name, card)
             self._stats.watch_source(source.name, partial(getattr, source, "status"))
             if self._running:
                 stage.start()
@@ -166,6 +181,7 @@ class SourceSet:
                 if error is not None:
                     _log.warning("%s: %s", name, error.__cause__ or error)
                 self.departed.add(name)
+                self._placement.forget_source(name)
         return gone
 
     def _is_ending(self, member: _Member) -> bool:

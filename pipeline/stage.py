@@ -169,21 +169,35 @@ class Stage(threading.Thread):
             # Nothing is taken before its result is wanted: of a live source it would grow old.
             for sender in self._senders:
                 sender.wait_until_wanted()
-            waiting = list(self._receivers)
+            before, waiting = list(self._receivers), list(self._receivers)
             try:
                 messages = receive_any(waiting, self._batch or 1, timeout_seconds=_ERRAND_SECONDS)
             except TimeoutError:
                 continue
-            for receiver in self._receivers:
+            for receiver in before:
                 if receiver not in waiting:
                     receiver.close()  # it has ended; a stream may run for weeks after
             self._receivers = waiting
             if messages is not END:
                 admitted = messages if self._admit is None else self._admit(messages)
+                self._give_turns_back(before, messages, admitted)
                 if admitted:
                     return list(admitted) if self._batch is not None else admitted[0]
             elif self._is_over():
                 return END
+
+    def _give_turns_back(
+        self, before: list[Receiver], messages: Sequence[Message], admitted: Sequence[Message]
+    ) -> None:
+        """An input whose message is not worked on keeps its turn, or it might never have one."""
+        if len(admitted) == len(messages):
+            return
+        served = self._receivers[-len(messages) :]  # as receive_any leaves them
+        kept = {id(message) for message in admitted}
+        pairs = zip(served, messages, strict=True)
+        worked_on = [receiver for receiver, message in pairs if id(message) in kept]
+        others = [r for r in before if r in self._receivers and r not in worked_on]
+        self._receivers = others + worked_on
 
     def _run_errands(self) -> None:
         while self._errands:

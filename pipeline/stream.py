@@ -28,6 +28,7 @@ from pipeline.messages import NetOutput, Poses
 from pipeline.overlay import Draw, SharedPictures, drawn_picture, picture
 from pipeline.page import Page
 from pipeline.page_api import PageSubject
+from pipeline.placement import Placement, cuda_devices
 from pipeline.processes import PARTS, Children, Part, endpoint, is_orphan
 from pipeline.progress import Progress, start_logging
 from pipeline.publisher import Publisher
@@ -114,7 +115,10 @@ class Stream:
     ) -> None:
         self.stats = Stats()
         self._stop = threading.Event()  # ends every stage at once
-        self.sources = SourceSet(stats=self.stats, stop=self._stop, queue=self._frames_queue)
+        self._placement = Placement(cuda_devices(config.inference) if "network" in parts else ())
+        self.sources = SourceSet(
+            stats=self.stats, stop=self._stop, queue=self._frames_queue, placement=self._placement
+        )
         self._config = config
         self._parts = parts
         self._window: Window | None = None
@@ -145,7 +149,7 @@ class Stream:
         from pipeline.network import make_network
 
         config = self._config
-        network = make_network(config, model, stop=self._stop)
+        network = make_network(config, model, stop=self._stop, placement=self._placement)
         poses = Counted(
             network.find_poses, network.tracker, self.stats, self.sources.departed,
             privacy=config.privacy,
@@ -166,10 +170,7 @@ class Stream:
             "preprocess", network.preprocess, inputs=frames, outputs=inputs,
             batch=network.max_batch, admit=shedding.admit, route=attrgetter("card"),
         )  # fmt: skip
-        self._forgetting += [
-            (preprocess, shedding.forget_source),
-            (preprocess, network.preprocess.forget_source),
-        ]
+        self._forgetting.append((preprocess, shedding.forget_source))
         for i, inference in enumerate(network.inferences):
             self._add(
                 "inference" if i == 0 else f"inference:{i}", inference,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kernels.arrays import why_no_gpu
 from tests.clips import grey, write_clip
 
 _unexpected_skips: list[str] = []
@@ -32,6 +33,17 @@ def data_folder() -> Path:
 def clip(tmp_path: Path) -> Path:
     """walk.mp4: 30 pictures that tell their number, at 25 a second."""
     return write_clip(tmp_path / "walk.mp4", [grey(i) for i in range(30)])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked gpu need a card; FAIL_WITHOUT_GPU=1 is for machines that should have one."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    reason = why_no_gpu()
+    if reason is not None and os.environ.get("FAIL_WITHOUT_GPU") == "1":
+        pytest.fail(f"no NVIDIA card, and FAIL_WITHOUT_GPU=1: {reason}", pytrace=False)
+    if reason is not None:
+        pytest.skip(f"no NVIDIA card: {reason}")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -62,6 +62,12 @@ class Running:
         process = psutil.Process(self.process.pid)
         return process.num_fds(), process.num_threads()
 
+    def is_visited(self) -> bool:
+        """Whether anybody is connected to one of its ports."""
+        connections = psutil.Process(self.process.pid).net_connections("tcp")
+        ports = (self.page_port, self.zmq_port)
+        return any(c.laddr.port in ports and c.raddr for c in connections)
+
     def open_files(self) -> Counter[str]:
         """What its file descriptors are; connections by port and state."""
         process = psutil.Process(self.process.pid)
@@ -300,6 +306,7 @@ def settled(stream: Running, *, at_most: tuple[int, int] | None = None) -> tuple
             quiet_since = time.monotonic()
         if at_most is not None and all(h <= m for h, m in zip(held, at_most, strict=True)):
             return held
-        if at_most is None and time.monotonic() - quiet_since > 12:  # a client has ten seconds
+        is_quiet = time.monotonic() - quiet_since > 4  # a removed source stays for two
+        if at_most is None and is_quiet and not stream.is_visited():
             return least
     return least

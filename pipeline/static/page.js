@@ -176,7 +176,7 @@ function showStatus(streams) {
 function showLoad(told) {
   load.hidden = !told || told.step === 0;
   if (load.hidden) return;
-  setText(load, `too much to do: ${told.text}`);
+  setText(load, `reduced: ${told.text}`);
   load.title = told.reason;
 }
 

@@ -15,6 +15,7 @@ from nets.skeletons import COCO
 from pipeline.card import LANES, Cards, CardSettings, Lane, Lanes
 from pipeline.inference import Inference
 from pipeline.messages import Frame, Poses
+from pipeline.placement import Placement
 from pipeline.poses import FindPoses
 from pipeline.preprocess import Preprocess
 from pipeline.queues import Stopped
@@ -105,19 +106,16 @@ def test_settings_may_change_between_batches() -> None:
     np.testing.assert_array_equal(refined.keypoints, again.keypoints)
 
 
-def test_a_source_stays_on_its_card_and_a_new_one_goes_where_the_fewest_are() -> None:
-    cards = Cards([lanes_of(count=1), lanes_of(count=1)])
-    assert [cards.card_of(name) for name in "abc"] == [0, 1, 0]
-    assert [cards.card_of(name) for name in "cba"] == [0, 1, 0]
-    cards.forget_source("a")
-    cards.forget_source("c")
-    assert cards.card_of("d") == 0
-    path = Path(cards=cards)
-    frames = [frame_of(grid_people(1), source=name) for name in "dbe"]
-    assert [(batch.card, len(batch.frames)) for batch in path.preprocess(frames)] == [
-        (0, 2),
-        (1, 1),
+def test_frames_go_to_the_card_of_their_source() -> None:
+    placement = Placement([0, 1])
+    placement.put("second", 1)
+    path = Path(cards=Cards([lanes_of(count=1), lanes_of(count=1)], placement))
+    names = ("first", "second", "third", "second")
+    frames = [frame_of(grid_people(1), source=name) for name in names]
+    batches = [
+        (batch.card, [frame.source for frame in batch.frames]) for batch in path.preprocess(frames)
     ]
+    assert batches == [(0, ["first", "third"]), (1, ["second", "second"])]
 
 
 def test_a_lane_is_free_when_its_batch_has_gone_whatever_became_of_it() -> None:

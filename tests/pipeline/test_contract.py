@@ -174,7 +174,7 @@ def test_where_nothing_else_is_left_every_camera_gives_the_same_share(quick: Tim
     with running(stream):
         wait_until(lambda: (stream.stats.snapshot()["load"] or {"step": 0})["step"] > 0)
         before = _results(stream)
-        wait_until(lambda: sum(_results(stream)) - sum(before) > 100)
+        wait_until(lambda: sum(_results(stream)) - sum(before) > 60)
         gained = [after - b for b, after in zip(before, _results(stream), strict=True)]
     assert sizes() == {SIDE}
     assert min(gained) >= 0.8 * max(gained) > 0, gained
@@ -186,24 +186,25 @@ def _results(stream: Stream) -> list[int]:
 
 
 def test_without_too_much_to_do_a_camera_gets_what_was_asked_for(quick: Timing) -> None:
-    stream, _ = stream_of({"name": "cam"}, seconds=0.005, settings={"contract": {"target_fps": 2}})
+    stream, _ = stream_of({"name": "cam"}, seconds=0.005, settings={"contract": {"target_fps": 5}})
     with running(stream):
         wait_until(lambda: _results(stream) and _results(stream)[0] >= 20)
         snapshot = stream.stats.snapshot()
     assert snapshot["load"] is not None
     assert snapshot["load"]["changes"] == 0
-    assert snapshot["sources"]["cam"]["fps"] == pytest.approx(2.0, rel=0.15)
+    assert snapshot["sources"]["cam"]["fps"] == pytest.approx(5.0, rel=0.15)
 
 
 def test_frames_that_come_too_late_are_counted_and_none_is_lost() -> None:
-    """With a pass of 150 ms and two cameras of which one waits for the other, some are too old."""
-    sources = [{"name": f"cam{i}", "max_frames": 40} for i in range(3)]
+    """Three cameras want 100 ms each of every 125, so some frames wait too long; each has turns."""
+    num_frames = 24
+    sources = [{"name": f"cam{i}", "max_frames": num_frames} for i in range(3)]
     settings = {"contract": {"max_age_ms": 40}}
     stream, _ = stream_of(*sources, seconds=0.1, settings=settings)
     assert stream.run() == 0
     counts = stream.stats.snapshot()["sources"]
     for source in counts.values():
-        assert source["results"] + sum(source["dropped"].values()) == 40
+        assert source["results"] + sum(source["dropped"].values()) == num_frames
     assert sum(source["dropped"].get("too_old", 0) for source in counts.values()) > 0
     assert all(source["results"] > 0 for source in counts.values())
 

@@ -62,6 +62,7 @@ class Run:
     target_fps: float = 10.0
     steps: tuple[Step, ...] = STEPS
     timing: Timing | None = None
+    tick_s: float = 1.0
     now: float = 1000.0
     changes: list[tuple[float, Change]] = field(default_factory=list)
 
@@ -70,13 +71,13 @@ class Run:
 
     def for_seconds(self, seconds: int, offered: Sequence[float] | Callable[[float], list[float]]
     ) -> Run:  # fmt: skip
-        for _ in range(seconds):
+        for _ in range(round(seconds / self.tick_s)):
             fps = offered(self.now) if callable(offered) else offered
             seen = self.machine.observe(self.control.step, fps, self.target_fps)
             change = self.control.observe(self.now, seen)
             if change is not None:
                 self.changes.append((self.now, change))
-            self.now += 1.0
+            self.now += self.tick_s
         return self
 
     @property
@@ -276,15 +277,39 @@ def test_a_camera_that_goes_is_no_overload() -> None:
 
 def test_nothing_is_judged_before_the_first_result_and_while_a_change_settles() -> None:
     control = LoadControl(STEPS, target_fps=10.0)
-    starting = Observation((10.0,) * 4, 0.0, 1.0, 0.0)
+    overloaded = Observation((10.0,) * 4, 10.0, 1.0, 0.0)
     for second in range(100):
-        assert control.observe(float(second), starting) is None
-    overloaded = starting._replace(results_fps=10.0)
+        assert control.observe(float(second), overloaded._replace(results_fps=0.0)) is None
     decisions = [control.observe(100.0 + second, overloaded) for second in range(20)]
     first = next(i for i, change in enumerate(decisions) if change is not None)
-    assert first >= Timing().settle_s + 0.9 * Timing().watch_s - 1
-    decisions = [control.observe(101.0 + first + second, overloaded) for second in range(7)]
-    assert decisions == [None] * 7
+    settled = Timing().settle_s + 0.9 * Timing().watch_s - 1
+    assert first >= settled
+    decisions = [control.observe(101.0 + first + i, overloaded) for i in range(int(settled))]
+    assert decisions == [None] * int(settled)
+
+
+def test_a_slow_start_is_no_overload() -> None:
+    """Its sources' sizes are compiled for, one after the other, and a little longer."""
+    slow = Observation((10.0,) * 3, 2.0, 1.0, 0.1, is_starting=True)
+    run = Run(Machine())
+    for _ in range(60):
+        assert run.control.observe(run.now, slow) is None
+        run.now += 1.0
+    for _ in range(5):
+        assert run.control.observe(run.now, slow._replace(is_starting=False)) is None
+        run.now += 1.0
+    run.for_seconds(120, [5.0] * 3)
+    assert run.changes == []
+
+
+def test_a_source_that_joins_with_another_size_is_no_overload() -> None:
+    run = Run(Machine()).for_seconds(60, [5.0] * 2)
+    for _ in range(10):
+        seen = Observation((5.0,) * 3, 3.0, 1.0, 0.1, is_starting=True)
+        assert run.control.observe(run.now, seen) is None
+        run.now += 1.0
+    run.for_seconds(120, [5.0] * 3)
+    assert run.changes == []
 
 
 def test_a_stream_without_anything_left_to_give_up_stays_where_it_is() -> None:
@@ -298,6 +323,16 @@ def test_times_can_be_chosen() -> None:
     run = Run(Machine(fixed=0.0), timing=quick).for_seconds(10, [10.0] * 3)
     assert run.control.number > 0
     run.for_seconds(10, [10.0])
+    assert run.control.number == 0
+
+
+@pytest.mark.parametrize("tick_s", [0.5, 0.51, 0.7, 0.99, 1.3])
+def test_it_comes_back_whatever_its_ticks(tick_s: float) -> None:
+    """They are asked for, and come a little late."""
+    quick = Timing(settle_s=1.0, watch_s=2.0, calm_s=3.0, period_s=4.0)
+    run = Run(Machine(fixed=0.0), timing=quick, tick_s=tick_s).for_seconds(12, [10.0] * 3)
+    assert run.control.number > 0
+    run.for_seconds(12, [10.0])
     assert run.control.number == 0
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.overlay import SIDE_COLORS
+from pipeline.stats import LoadSnapshot
 from tests.page_stand import COLOR_BGR, LOST, Stand, feeding, serving
 
 pytestmark = pytest.mark.timeout(90)
@@ -20,6 +21,11 @@ ARGUMENTS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 TOKEN = "a-token-of-twenty-four-c"
+LOAD: LoadSnapshot = {
+    "step": 9, "changes": 1, "input_size": 192, "refine": "off", "fps": 9.83,
+    "reason": "3 sources should give 44.9 results a second and give 14.8",
+    "text": "input 192, refine off, 9.83 fps each",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +152,23 @@ def test_states_are_told_and_a_camera_that_is_lost_is_veiled(tab: Any) -> None:
         stand.statuses['<img src="x">'] = LOST
         tab.locator("h2").nth(1).wait_for(timeout=5000)
         assert tab.locator("h2").nth(1).inner_text() == '<img src="x">'
+
+
+def test_what_is_given_up_under_load_stands_in_the_header_while_it_is(tab: Any) -> None:
+    stand, told = Stand(), [LOAD]
+    stand.stats.watch_load(lambda: told[0])
+    with serving(stand) as page:
+        tab.goto(page.url)
+        load = tab.locator("#load")
+        load.wait_for(state="visible", timeout=5000)
+        assert load.inner_text() == f"reduced: {LOAD['text']}"
+        assert load.get_attribute("title") == LOAD["reason"]
+        tab.set_viewport_size({"width": 390, "height": 844})
+        assert load.bounding_box()["height"] < 30, "one line, also on a phone"
+        pills = [pill.bounding_box()["y"] for pill in tab.locator("#switches label").all()]
+        assert max(pills) == min(pills), "one row"
+        told[0] = {**LOAD, "step": 0, "reason": ""}
+        load.wait_for(state="hidden", timeout=5000)
 
 
 def test_it_comes_back_by_itself_when_the_server_does(tab: Any) -> None:

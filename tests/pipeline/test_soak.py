@@ -40,7 +40,7 @@ CLIP_FPS = 50
 STEP_PX = 1.5
 TOLERANCE_PX = 1.5
 SLACK = 3
-"""Queues are now fuller, now emptier. What leaks once a pass over the clip leaks ten and more."""
+"""Queues are now fuller, now emptier. What leaks once a pass over the clip leaks five and more."""
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -74,6 +74,7 @@ def looped(clip: Path, num_frames: int, jsonl: Path, *, pace: bool = False) -> S
         every_source={"loop": True, "max_frames": num_frames, "pace": pace},
         settings={
             "inference.engine": "torch",
+            "inference.threads": 1,  # two that wait for each other are slow on a busy machine
             "preprocess.input_size": min(SIZE),
             "poses.refine": "off",
             "recorder.jsonl": str(jsonl),
@@ -119,7 +120,7 @@ def watch(stream: Stream) -> list[dict[str, int]]:
 
 
 def test_all_frames_arrive_in_order_and_nothing_grows(clip: Path, tmp_path: Path) -> None:
-    num_frames = 600
+    num_frames = 360
     jsonl = tmp_path / "poses.jsonl"
     assert Stream(looped(clip, 60, jsonl), model=painted_model()).run() == 0  # opens what stays
     time.sleep(0.5)  # ZeroMQ closes sockets in the background
@@ -338,7 +339,8 @@ def test_a_soak_tells_each_trouble(trouble: Callable[[Record], None], name: str)
 def test_half_a_minute_of_soak() -> None:
     """Four cameras, a kill, a freeze and a restart; judged as on a machine that others use too."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--minutes", "0.5", "--busy"],
+        [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--minutes", "0.5", "--busy",
+         "--camera-fps", "30"],
         capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

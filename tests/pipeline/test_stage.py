@@ -146,6 +146,42 @@ def test_what_is_not_admitted_is_neither_worked_on_nor_counted(
     assert (counts["calls"], counts["frames"]) == (10, 10)
 
 
+def test_who_was_not_admitted_keeps_its_turn(stream: Stream) -> None:
+    """All sources send at once, and of each such round only the first that is taken is in time."""
+    names = [f"in-turn{number}" for number in range(3)]
+    taken, worked_on = [0], [0, 0, 0]
+    gate = threading.Barrier(4)
+
+    def rounds(number: int) -> Callable[[], Iterator[Frame]]:
+        def iterate() -> Iterator[Frame]:
+            for _ in range(30):
+                gate.wait(20)
+                yield make_frame(number, height=4, width=4)
+
+        return iterate
+
+    def first_of_a_round(messages: Sequence[Any]) -> list[Any]:
+        is_first = taken[0] % 3 == 0
+        taken[0] += 1
+        if taken[0] % 3 == 0 and taken[0] < 90:
+            gate.wait(20)
+            time.sleep(0.02)  # all of the next round are here by then
+        return list(messages) if is_first else []
+
+    def work(batch: Sequence[Frame]) -> None:
+        worked_on[batch[0].index] += 1
+
+    for number, name in enumerate(names):
+        stream.add(name, frames=rounds(number), outputs=[queue(name)])
+    inputs = [queue(name) for name in names]
+    stream.add("work", work, inputs=inputs, batch=1, admit=first_of_a_round)
+    stream.start()
+    gate.wait(20)
+    stream.join()
+    assert sum(worked_on) == 30
+    assert min(worked_on) >= 9, worked_on
+
+
 def test_a_failing_stage_stops_the_stream_and_names_itself_and_the_message(
     stream: Stream,
 ) -> None:

@@ -1,0 +1,252 @@
+"""A whole stream on two cards that the CPU emulates: --device cuda:4,cuda:2, one more or less."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.decode import DecodeSettings
+from nets.aggregation import Maps
+from nets.checkpoints import Model
+from nets.engines import TorchEngine
+from nets.skeletons import COCO
+from pipeline import card_video, network, stream
+from pipeline.card import LANES, Cards, CardSettings, Lane, Lanes
+from pipeline.config import StreamConfig, load_config
+from pipeline.inference import Engine, Inference
+from pipeline.network import Network
+from pipeline.placement import Placement
+from pipeline.poses import FindPoses
+from pipeline.preprocess import Preprocess
+from pipeline.queues import Stopped
+from pipeline.stream import Stream
+from tests.clips import write_clip
+from tests.cuda_on_cpu.emulator import EmulatedGpu
+from tests.painted import grid_people, paint, painted_model
+from tests.pretend_card import pretend_nvdec
+
+DEVICES = (4, 2)
+SIZE = (240, 320)
+NUM_FRAMES = 6
+TOLERANCE_PX = 3.0
+PATIENCE_SECONDS = 60.0
+
+pytestmark = pytest.mark.timeout(180)
+
+
+class TwoCards:
+    """In the place of make_network: the stages of a stream on cards, with what they are made of."""
+
+    def __init__(self) -> None:
+        self.engines: list[Engine] = [TorchEngine(painted_model(), threads=None)] * 2
+
+    def __call__(
+        self,
+        config: StreamConfig,
+        model: Model | None,
+        *,
+        stop: threading.Event,
+        placement: Placement,
+    ) -> Network:
+        def give_up() -> None:
+            if stop.is_set():
+                raise Stopped
+
+        settings = CardSettings(COCO, (0.0,) * 3, (1.0,) * 3, True, None)
+        gpu = EmulatedGpu()
+        lanes = [
+            Lanes([Lane(gpu, settings, None) for _ in range(LANES)], give_up=give_up)
+            for _ in DEVICES
+        ]
+        preprocess = Preprocess(
+            input_size=128, mean=(0.0,) * 3, std=(1.0,) * 3, size_multiple=32,
+            cards=Cards(lanes, placement),
+        )  # fmt: skip
+        return Network(
+            preprocess=preprocess,
+            inferences=tuple(Inference(engine) for engine in self.engines),
+            find_poses=FindPoses(COCO, DecodeSettings()),
+            tracker=None,
+            decode=DecodeSettings(),
+            input_size=128,
+            size_multiple=32,
+            max_batch=4,
+        )
+
+
+@pytest.fixture
+def two_cards(monkeypatch: pytest.MonkeyPatch) -> TwoCards:
+    cards = TwoCards()
+    monkeypatch.setattr(network, "make_network", cards)
+    monkeypatch.setattr(stream, "cuda_devices", lambda config: list(DEVICES))
+    monkeypatch.setattr(card_video, "why_no_nvdec", lambda device: "there is no such card")
+    return cards
+
+
+@pytest.fixture
+def nvdec(monkeypatch: pytest.MonkeyPatch, two_cards: TwoCards) -> None:
+    """As if the cards decoded: all pictures come as NV12 planes of the card that a source is on."""
+
+    monkeypatch.setattr(card_video, "why_no_nvdec", lambda device: None)
+    pretend_nvdec(monkeypatch)
+
+
+def people_of(index: int) -> np.ndarray:
+    return grid_people(2) + (3.0 * index, 2.0 * index)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    pictures = [paint(SIZE, people_of(i)) for i in range(NUM_FRAMES)]
+    return write_clip(tmp_path / "clip.mp4", pictures)
+
+
+def config_of(clip: Path, count: int, path: Path, **every_source: Any) -> StreamConfig:
+    return load_config(
+        sources=[str(clip)] * count,
+        every_source=every_source,
+        settings={"recorder.jsonl": str(path)},
+    )
+
+
+def messages_of(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """By source."""
+    messages: dict[str, list[dict[str, Any]]] = {}
+    for line in path.read_text().splitlines():
+        message = json.loads(line)
+        messages.setdefault(message["stream"], []).append(message)
+    return messages
+
+
+def assert_all_is_there(messages: dict[str, list[dict[str, Any]]], count: int) -> None:
+    assert len(messages) == count
+    for own in messages.values():
+        assert [message["frame"] for message in own] == list(range(NUM_FRAMES))
+        for message in own:
+            truth = people_of(message["frame"])
+            found = [np.array(person["keypoints"])[:, :2] for person in message["people"]]
+            found.sort(key=lambda keypoints: keypoints[0, 0])
+            np.testing.assert_allclose(np.array(found), truth, atol=TOLERANCE_PX)
+
+
+def calls(running: Stream) -> list[int]:
+    stages = running.stats.snapshot()["stages"]
+    return [stages.get(name, {"calls": 0})["calls"] for name in ("inference", "inference:1")]
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_both_cards_work_and_every_source_has_all_its_poses_in_order(
+    clip: Path, tmp_path: Path
+) -> None:
+    running = Stream(config_of(clip, 3, tmp_path / "poses.jsonl"))
+    assert running.run() == 0
+    assert_all_is_there(messages_of(tmp_path / "poses.jsonl"), 3)
+    assert min(calls(running)) >= NUM_FRAMES
+
+
+@pytest.mark.usefixtures("nvdec")
+def test_pictures_are_worked_on_where_they_were_decoded(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[tuple[str, int | None, int]] = set()
+    card_of = Cards.card_of
+
+    def noted(self: Cards, frame: Any) -> int:
+        card = card_of(self, frame)
+        seen.add((frame.source, frame.device, card))
+        return card
+
+    monkeypatch.setattr(Cards, "card_of", noted)
+    overlay = tmp_path / "overlay.mp4"
+    config = config_of(clip, 3, tmp_path / "poses.jsonl").model_copy(
+        update={"overlay": load_config(settings={"overlay.path": str(overlay)}).overlay}
+    )
+    assert Stream(config).run() == 0
+    assert_all_is_there(messages_of(tmp_path / "poses.jsonl"), 3)
+    assert seen == {("clip", 4, 0), ("clip-2", 2, 1), ("clip-3", 4, 0)}
+    assert (tmp_path / "overlay-clip-2.mp4").stat().st_size > 0  # drawn after a download
+
+
+@pytest.mark.usefixtures("nvdec")
+def test_a_source_may_still_be_decoded_on_the_cpu(clip: Path, tmp_path: Path) -> None:
+    running = Stream(config_of(clip, 2, tmp_path / "poses.jsonl", decode="cpu"))
+    with closing(next(iter(running.sources)).frames()) as frames:  # type: ignore[type-var]
+        assert next(frames).device is None
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_a_source_that_leaves_makes_room_on_its_card(clip: Path, tmp_path: Path) -> None:
+    """Four come, the two of one card go: the next two are put there."""
+    config = config_of(clip, 4, tmp_path / "poses.jsonl", loop=True, pace=True)
+    running = Stream(config)
+    placement = running._placement
+    with in_thread(running):
+        wait_until(lambda: min(calls(running)) > 0)
+        before = {source.name: placement.card_of(source.name) for source in running.sources}
+        assert sorted(before.values()) == [0, 0, 1, 1]
+        leaving = [name for name, card in before.items() if card == 0]
+        for name in leaving:
+            running.remove_source(name)
+        wait_until(lambda: len(running.sources) == 2)
+        for name in ("new", "newer"):
+            running.add_source(config.sources[0].model_copy(update={"name": name}))
+        assert [placement.card_of(name) for name in ("new", "newer")] == [0, 0]
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_what_is_in_flight_on_both_cards_is_finished_when_the_stream_is_stopped(
+    clip: Path, tmp_path: Path
+) -> None:
+    running = Stream(config_of(clip, 2, tmp_path / "poses.jsonl", loop=True))
+    with in_thread(running):
+        wait_until(lambda: min(calls(running)) >= 3)
+    for own in messages_of(tmp_path / "poses.jsonl").values():
+        assert [message["frame"] for message in own] == list(range(len(own)))
+
+
+def test_a_card_that_fails_ends_the_stream(clip: Path, tmp_path: Path, two_cards: TwoCards) -> None:
+    num_calls = 0
+
+    def failing(images: torch.Tensor) -> Maps:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 3:
+            raise RuntimeError("the second card fell off the bus")
+        return two_cards.engines[0](images)
+
+    two_cards.engines = [two_cards.engines[0], failing]
+    before = threading.active_count()
+    running = Stream(config_of(clip, 2, tmp_path / "poses.jsonl", loop=True))
+    assert running.run() == 1
+    assert threading.active_count() == before
+    for own in messages_of(tmp_path / "poses.jsonl").values():
+        assert [message["frame"] for message in own] == list(range(len(own)))
+
+
+@contextmanager
+def in_thread(running: Stream) -> Iterator[None]:
+    """The stream runs inside; it is stopped at the end of the block, and must end well."""
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(running.run()))
+    thread.start()
+    try:
+        yield
+    finally:
+        running.sources.stop()
+        thread.join(PATIENCE_SECONDS)
+    assert not thread.is_alive()
+    assert codes == [0]
+
+
+def wait_until(condition: Any) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
