@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         if options.selftest:
-            from pipeline import selftest
+            from pipeline.selftest import run as selftest
 
             return selftest.run(device=options.device, weights=options.weights)
         config = load_config(

@@ -35,6 +35,5 @@ What they stand on:
     overlay.py      skeletons drawn over a picture
     segments.py     one video file after another, also past a full disk; segment_index.py: the list
     demo.py         the picture of the `demo` source
-    selftest.py     checks a machine: selftest_checks.py, _stages.py (what), _ceilings.py (how fast
-                    it could be), _report.py (the table)
+    selftest/       checks a machine, on a card or without one
 """

@@ -79,9 +79,12 @@ class PaintReader(nn.Module):
     def forward(self, images: Tensor) -> PaintedOutput:
         colors = images * 255.0
         distance = (colors[:, None, :2] - self.codes[None, :, :, None, None]).square().sum(dim=2)
-        dots = torch.exp(-distance / (2 * _COLOR_TOLERANCE**2))
+        # Not below e**-80: with denormal numbers everything here would take three times as long.
+        dots = torch.exp(-(distance / (2 * _COLOR_TOLERANCE**2)).clamp(max=80.0))
         box = 2 * DOT_RADIUS_PX - 3
-        cones = F.avg_pool2d(dots, box, stride=1, padding=box // 2)
+        # One side after the other: the mean of a square, for a fraction of the time.
+        rows = F.avg_pool2d(dots, (1, box), stride=1, padding=(0, box // 2))
+        cones = F.avg_pool2d(rows, (box, 1), stride=1, padding=(box // 2, 0))
         tags = F.avg_pool2d(colors[:, 2:] * _TAG_PER_BLUE, 4).expand(-1, len(self.codes), -1, -1)
         return PaintedOutput((F.avg_pool2d(cones, 4), F.avg_pool2d(cones, 2)), tags)
 

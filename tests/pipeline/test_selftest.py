@@ -17,15 +17,15 @@ from rich.console import Console
 
 from kernels.twin_checks import CHECKS
 from nets.aggregation import Maps
-from pipeline import selftest
 from pipeline.messages import Frame, Poses
-from pipeline.selftest_ceilings import (
+from pipeline.selftest import run as selftest
+from pipeline.selftest.ceilings import (
     Ceilings,
     Stopwatch,
     floor_of,
     measure_copies_of_card,
 )
-from pipeline.selftest_checks import (
+from pipeline.selftest.checks import (
     LIMITS,
     Limits,
     build_row,
@@ -33,8 +33,8 @@ from pipeline.selftest_checks import (
     engine_floor,
     outputs_row,
 )
-from pipeline.selftest_report import Report, Row, cells, failures, guarded, plain_line, summary
-from pipeline.selftest_stages import Case, make_case
+from pipeline.selftest.report import Report, Row, cells, failures, guarded, plain_line, summary
+from pipeline.selftest.stages import Case, make_case
 from run_stream import main
 from tests.cuda_on_cpu.emulator import EmulatedGpu
 from tests.painted import grid_people, paint, painted_model

@@ -28,9 +28,9 @@ from pipeline.inference import Inference
 from pipeline.messages import Poses
 from pipeline.poses import FindPoses
 from pipeline.preprocess import Preprocess
-from pipeline.selftest_ceilings import Ceilings, Floor, Stopwatch, floor_of
-from pipeline.selftest_report import Row
-from pipeline.selftest_stages import NUM_PEOPLE, Case, preprocess_stage
+from pipeline.selftest.ceilings import Ceilings, Floor, Stopwatch, floor_of
+from pipeline.selftest.report import Row
+from pipeline.selftest.stages import NUM_PEOPLE, Case, preprocess_stage
 
 LONGEST_BUILD_S = 900.0
 

@@ -33,7 +33,7 @@ from pipeline.config import PosesConfig
 from pipeline.messages import Frame
 from pipeline.poses import decode_settings
 from pipeline.preprocess import Preprocess
-from pipeline.selftest_ceilings import Ceilings, Floor, floor_of
+from pipeline.selftest.ceilings import Ceilings, Floor, floor_of
 
 Works = Mapping[str, tuple[Callable[[], object], Floor]]
 NUM_PEOPLE = 10

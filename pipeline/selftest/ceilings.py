@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from kernels.arrays import Gpu, pinned_like, to_card, to_host
-from pipeline.selftest_report import Row
+from pipeline.selftest.report import Row
 
 _ENOUGH_S = 0.002
 """Calls are repeated until a reading of the clock is worth it."""

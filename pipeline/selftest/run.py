@@ -4,8 +4,8 @@
     CPU     painted people, copies, products, engines, kernels' times, a frame
 
 One table; see docs/gpu.md for how to read it. This file says what is done and in which order; what
-a check is stands in kernels/twin_checks.py, selftest_checks.py and selftest_stages.py, how things
-are timed in selftest_ceilings.py.
+a check is stands in kernels/twin_checks.py, checks.py and stages.py, how things are timed in
+ceilings.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nets.openvino_engine import import_openvino
 from nets.tensorrt_engine import import_torch_tensorrt
 from pipeline.network import DEFAULT_WEIGHTS
 from pipeline.progress import start_logging
-from pipeline.selftest_ceilings import (
+from pipeline.selftest.ceilings import (
     Ceilings,
     Stopwatch,
     measure_copies_of_card,
@@ -39,9 +39,9 @@ from pipeline.selftest_ceilings import (
     measure_products,
     timed,
 )
-from pipeline.selftest_checks import cards_of, engine_rows, painted_people_row, whole_way_row
-from pipeline.selftest_report import Report, Row, failures, guarded
-from pipeline.selftest_stages import Case, make_case, works_on_card, works_on_cpu
+from pipeline.selftest.checks import cards_of, engine_rows, painted_people_row, whole_way_row
+from pipeline.selftest.report import Report, Row, failures, guarded
+from pipeline.selftest.stages import Case, make_case, works_on_card, works_on_cpu
 
 _KERNELS = {
     "preprocess.cu": "preprocess_float",
