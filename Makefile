@@ -14,7 +14,7 @@ demo: setup ## skeletons on moving people, within minutes
 	@echo "poses:         out/demo.jsonl  (one message of schema pose/1 a line, see docs/schema.md)"
 
 test: setup ## the whole test suite, in two halves side by side: one waits a lot, the other computes
-	@$(MAKE) --no-print-directory -j 2 --output-sync=target test-live test-rest
+	@$(MAKE) --no-print-directory -j 2 --output-sync=line test-live test-rest
 
 LIVE_TESTS := tests/pipeline tests/test_run_stream.py tests/test_fuzz.py
 TRAINING_TESTS := tests/training tests/test_train.py

@@ -223,10 +223,18 @@ def _threads(record: Record, _: Limits) -> tuple[bool, str]:
 
 
 def _no_more(record: Record, count: Callable[[Sample], Counter[str]]) -> tuple[bool, str]:
-    """The least at moments that are alike: a leak raises it, a file being opened does not."""
+    """The least at moments that are alike: a leak raises it, a file being opened does not.
+
+    Alike are those with all cameras live, the second before and after too: one that is just being
+    lost has closed its socket before its state is told.
+    """
     early, late = (
-        [count(sample) for sample in _window(record, *window) if sample.all_live]
-        for window in ((0.1, 0.4), (0.8, 1.0))
+        [
+            count(sample)
+            for before, sample, after in zip(part, part[1:], part[2:], strict=False)
+            if before.all_live and sample.all_live and after.all_live
+        ]
+        for part in (_window(record, 0.1, 0.4), _window(record, 0.8, 1.0))
     )
     if not early or not late:
         return False, "no moment with all cameras live to compare"

@@ -299,6 +299,15 @@ def test_a_soak_without_trouble_passes() -> None:
     assert failed(quiet_record()) == []
 
 
+def test_a_camera_that_is_just_being_lost_is_no_file_descriptor_less() -> None:
+    """Its socket is closed, and its state is not told yet."""
+    record = quiet_record()
+    assert record.samples[98].all_live
+    assert not record.samples[99].all_live
+    record.samples[98] = replace(record.samples[98], descriptors=Counter(socket=39))
+    assert failed(record) == []
+
+
 @pytest.mark.parametrize(
     ("trouble", "name"),
     [
