@@ -22,7 +22,7 @@ from pipeline.queues import Stopped
 from tests.cuda_on_cpu.emulator import EmulatedGpu
 from tests.painted import grid_people, paint, painted_model
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)  # kernels are compiled first
 
 
 def frame_of(people: np.ndarray, *, source: str, size: tuple[int, int] = (240, 320)) -> Frame:

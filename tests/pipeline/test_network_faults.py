@@ -24,7 +24,7 @@ def test_lost_packets_taint_pictures_and_end_nothing(tmp_path: Path) -> None:
     noise = np.random.default_rng(1).integers(0, 255, (25, *SIZE, 3), np.uint8)
     clip = write_clip(tmp_path / "noise.mp4", list(noise))  # many packets a picture
     with RtspServer(clip) as server, LossyRelay(server.port, udp_loss=0.05) as relay:
-        source = open_with(relay.url, transport="udp", max_frames=75)
+        source = open_with(relay.url, transport="udp", max_frames=75, read_timeout_seconds=10.0)
         frames = list(source.frames())
         assert relay.num_lost > 20
     tainted = [frame.tainted for frame in frames]

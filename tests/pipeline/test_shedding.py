@@ -111,6 +111,6 @@ def test_a_source_that_is_silent_or_forgotten_offers_nothing() -> None:
 def test_a_source_that_counts_anew_is_measured_anew() -> None:
     shedding = Shedding(stats=Stats())
     shedding.admit([_captured(index, fps=10.0) for index in range(900, 980)])
-    # Numbers 0 to 19, captured in the last second.
+    # Numbers 0 to 19, captured in the last second; making them takes time, too.
     shedding.admit([frame(i, age_ms=1e3 * (21 - i) / 20) for i in range(22)])
-    assert shedding.offered_fps() == {"cam": pytest.approx(20.0, rel=1e-3)}
+    assert shedding.offered_fps() == {"cam": pytest.approx(20.0, rel=0.05)}
