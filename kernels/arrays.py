@@ -15,7 +15,7 @@ CuPy, nor a card.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 Function = Callable[..., None]
 """function(grid, block, args, shared_mem=0), as a cupy.RawKernel is called: grid and block are
 tuples of int, args arrays of gpu.xp or NumPy scalars such as np.int32(3), never Python numbers."""
+
+_MAX_WORKSPACES = 8
+_Workspace = TypeVar("_Workspace")
 
 
 class Gpu(Protocol):
@@ -114,6 +117,16 @@ def to_torch(array: Any) -> "torch.Tensor":
     from torch.utils.dlpack import from_dlpack
 
     return from_dlpack(array)
+
+
+# ---- workspaces ---------------------------------------------------------------------------------
+
+
+def remember(kept: dict[object, _Workspace], key: object, workspace: _Workspace) -> None:
+    """Keep the latest few; sources whose sizes vary must not fill the device's memory."""
+    if len(kept) == _MAX_WORKSPACES:
+        del kept[next(iter(kept))]
+    kept[key] = workspace
 
 
 # ---- host and card ------------------------------------------------------------------------------

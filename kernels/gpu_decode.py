@@ -47,22 +47,8 @@ class GpuDecoder:
         flip_order: Sequence[int] | None = None,
     ) -> None:
         self._gpu, self._skeleton, self._settings = gpu, skeleton, settings
-        self._finder = GpuPeakFinder(
-            gpu,
-            max_peaks=settings.max_peaks,
-            nms_kernel=settings.nms_kernel,
-            min_score=settings.detection_threshold,
-            at=settings.peaks_at,
-            one_step=settings.one_step,
-            flip_order=flip_order,
-        )
-        self._grouper = GpuGrouper(
-            gpu,
-            matching_order=skeleton.matching_order,
-            tag_threshold=settings.tag_threshold,
-            max_people=settings.max_people,
-            adjust=settings.adjust,
-        )
+        self._finder = peak_finder(gpu, settings, flip_order=flip_order)
+        self._grouper = grouper(gpu, skeleton, settings)
         self._host: FloatArray | None = None
 
     def enqueue(self, levels: Sequence[Any], tags: Any, size: tuple[int, int]) -> GpuPeople:
@@ -113,6 +99,32 @@ class GpuDecoder:
         if self._host is None or self._host.shape != first.shape:
             self._host = pinned_like(first)
         return to_host(first, self._host)
+
+
+def peak_finder(
+    gpu: Gpu, settings: DecodeSettings, *, flip_order: Sequence[int] | None = None
+) -> GpuPeakFinder:
+    """The first half of a decode."""
+    return GpuPeakFinder(
+        gpu,
+        max_peaks=settings.max_peaks,
+        nms_kernel=settings.nms_kernel,
+        min_score=settings.detection_threshold,
+        at=settings.peaks_at,
+        one_step=settings.one_step,
+        flip_order=flip_order,
+    )
+
+
+def grouper(gpu: Gpu, skeleton: Skeleton, settings: DecodeSettings) -> GpuGrouper:
+    """The second half of a decode."""
+    return GpuGrouper(
+        gpu,
+        matching_order=skeleton.matching_order,
+        tag_threshold=settings.tag_threshold,
+        max_people=settings.max_people,
+        adjust=settings.adjust,
+    )
 
 
 def _people_of_image(batch: GpuPeople, image: int) -> People:

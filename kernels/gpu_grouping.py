@@ -10,11 +10,11 @@ waits for the device, and no launch depends on what an earlier one found.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.arrays import Gpu
+from kernels.arrays import Gpu, remember
 from kernels.gpu_peaks import TILE_SIDE, GpuMaps, GpuPeaks
 
 _GROUP_THREADS, _REFINE_THREADS = 256, 128
@@ -26,10 +26,6 @@ _SMALL_SIDE = 32
 """Costs of a problem of this side or less live in shared memory."""
 _LARGEST_SUM = 128
 """Keypoints at most: from there on NumPy adds in yet another order."""
-_MAX_WORKSPACES = 8
-
-
-_Workspace = TypeVar("_Workspace")
 
 
 class GpuPeople(NamedTuple):
@@ -173,7 +169,7 @@ class GpuGrouper:
                 )
             if num_peaks > _LARGEST_SIDE:
                 raise ValueError(f"max_peaks must be at most {_LARGEST_SIDE}, got {num_peaks}")
-            _remember(self._groups, shape, self._new_group(shape))
+            remember(self._groups, shape, self._new_group(shape))
         return self._groups[shape]
 
     def _new_group(self, shape: tuple[int, int, int, int]) -> _Group:
@@ -259,7 +255,7 @@ class GpuGrouper:
                     f"refine_on has (images, keypoints, tag numbers) {got}, peaks have {expected}; "
                     "they must be of the same batch"
                 )
-            _remember(self._refines, key, self._new_refine(maps))
+            remember(self._refines, key, self._new_refine(maps))
         return self._refines[key]
 
     def _new_refine(self, maps: GpuMaps) -> _Refine:
@@ -272,10 +268,3 @@ class GpuGrouper:
             lowest=xp.empty(ranges, np.float32),
             highest=xp.empty(ranges, np.float32),
         )
-
-
-def _remember(kept: dict[object, _Workspace], key: object, workspace: _Workspace) -> None:
-    """Keep the latest few; sources whose sizes vary must not fill the device's memory."""
-    if len(kept) == _MAX_WORKSPACES:
-        del kept[next(iter(kept))]
-    kept[key] = workspace

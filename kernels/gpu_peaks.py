@@ -9,12 +9,12 @@ what average and find return is valid until then. Nothing here waits for the dev
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.arrays import Gpu
+from kernels.arrays import Gpu, remember
 from kernels.peaks import Axis, float32_at_most, grid_between
 
 Size = tuple[int, int]
@@ -25,7 +25,6 @@ TILE_SIDE = 8
 _BLOCK_TILE, _THREADS = 32, 256
 _MAX_LEVELS, _MAX_RADIUS, _MAX_PEAKS = 4, 7, 256
 """Limits of peaks.cu."""
-_MAX_WORKSPACES = 8
 _MAX_MAPS = 65535
 """CUDA's limit on a grid's third side."""
 
@@ -164,7 +163,7 @@ class GpuPeakFinder:
         with self._gpu.stream():
             if key not in self._averages:
                 _check_maps(levels, tags, size, self._flip_order)
-                _remember(self._averages, key, self._average_workspace(levels, tags, size))
+                remember(self._averages, key, self._average_workspace(levels, tags, size))
             work = self._averages[key]
             for array in (*levels, tags):
                 _check_contiguous(array)
@@ -183,7 +182,7 @@ class GpuPeakFinder:
         key = maps.heat.shape, maps.tags.shape, maps.size
         with self._gpu.stream():
             if key not in self._finds:
-                _remember(self._finds, key, self._find_workspace(maps))
+                remember(self._finds, key, self._find_workspace(maps))
             work = self._finds[key]
             self._launch_find(maps, work)
             self._launch_select(maps, work)
@@ -357,16 +356,6 @@ def _grid_of(height: int, width: int, maps: int) -> tuple[int, int, int]:
 
 def _ints(*numbers: int) -> list[np.int32]:
     return [np.int32(number) for number in numbers]
-
-
-_Workspace = TypeVar("_Workspace", _Average, _Find)
-
-
-def _remember(workspaces: dict[object, _Workspace], key: object, workspace: _Workspace) -> None:
-    """Keep the latest few; sources whose sizes vary must not fill the device's memory."""
-    if len(workspaces) == _MAX_WORKSPACES:
-        del workspaces[next(iter(workspaces))]
-    workspaces[key] = workspace
 
 
 def _check_contiguous(array: Any) -> None:

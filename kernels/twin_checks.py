@@ -123,6 +123,30 @@ def _picture(
     return Picture(planes, pixel_format, *colour, matrix, rotation)
 
 
+def cpu_twin(
+    picture: Picture,
+    net_size: Size,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    prefilter: bool,
+) -> NDArray[np.float32]:
+    """What defines GpuPreprocess: the CPU twin on the planes as they lie, then turned clockwise."""
+    planes, pixel_format, color_space, full_range, matrix, rotation = picture
+    tile = preprocess(
+        planes,
+        pixel_format=pixel_format,
+        color_space=color_space,
+        full_range=full_range,
+        net_from_image=matrix,
+        net_size=net_size[::-1] if rotation in (90, 270) else net_size,
+        mean=mean,
+        std=std,
+        prefilter=prefilter,
+    )
+    return np.rot90(tile, k=-rotation // 90, axes=(1, 2))
+
+
 def _compare_preprocess(gpu: Gpu, pictures: Sequence[Picture], net_size: Size, kind: type) -> None:
     launch = GpuPreprocess(gpu, mean=_MEAN, std=_STD, prefilter=True)
     with gpu.stream():
@@ -131,21 +155,12 @@ def _compare_preprocess(gpu: Gpu, pictures: Sequence[Picture], net_size: Size, k
         launch(on_device, net_size=net_size, out=out)
         results = _host(out)
     for picture, result in zip(pictures, results, strict=True):
-        planes, pixel_format, color_space, full_range, matrix, rotation = picture
-        tile = preprocess(
-            planes,
-            pixel_format=pixel_format,
-            color_space=color_space,
-            full_range=full_range,
-            net_from_image=matrix,
-            net_size=net_size[::-1] if rotation in (90, 270) else net_size,
-            mean=_MEAN,
-            std=_STD,
-            prefilter=True,
-        )
-        want: NDArray[Any] = np.rot90(tile, k=-rotation // 90, axes=(1, 2)).astype(kind)
-        size = planes[0].shape[:2]
-        _require_equal(result, want, f"network input of {pixel_format} {size} turned by {rotation}")
+        want: NDArray[Any] = cpu_twin(
+            picture, net_size, mean=_MEAN, std=_STD, prefilter=True
+        ).astype(kind)
+        size, turned = picture.planes[0].shape[:2], picture.rotation
+        what = f"network input of {picture.pixel_format} {size} turned by {turned}"
+        _require_equal(result, want, what)
 
 
 def _uploaded(gpu: Gpu, plane: NDArray[np.uint8]) -> Any:

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import queue
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +65,7 @@ class Lane:
         self._preprocess = GpuPreprocess(
             gpu, mean=settings.mean, std=settings.std, prefilter=settings.prefilter
         )
-        self._decoders: OrderedDict[DecodeSettings, GpuDecoder] = OrderedDict()
+        self._decoder = lru_cache(maxsize=_SETTINGS_KEPT)(self._new_decoder)
         self._pinned: Any = host_memory(gpu, 0)
         self._planes: Any = gpu.xp.empty(0, np.uint8)
 
@@ -120,18 +120,9 @@ class Lane:
     def _device(self) -> torch.device:
         return torch.device("cpu") if self._stream is None else self._stream.device
 
-    def _decoder(self, settings: DecodeSettings) -> GpuDecoder:
-        if settings not in self._decoders:
-            self._decoders[settings] = GpuDecoder(
-                self._gpu,
-                self._settings.skeleton,
-                settings,
-                flip_order=self._settings.flip_order,
-            )
-            if len(self._decoders) > _SETTINGS_KEPT:
-                self._decoders.popitem(last=False)
-        self._decoders.move_to_end(settings)
-        return self._decoders[settings]
+    def _new_decoder(self, settings: DecodeSettings) -> GpuDecoder:
+        made_for = self._settings
+        return GpuDecoder(self._gpu, made_for.skeleton, settings, flip_order=made_for.flip_order)
 
     def _uploaded(self, pictures: Sequence[Picture]) -> list[Picture]:
         """The pictures with planes on the card; all that came from the host in one transfer."""

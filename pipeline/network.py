@@ -75,13 +75,14 @@ def make_network(
     engines = [_engine(config, model, device) for device in devices_of(config.inference)]
     _log.info("kernels: loading (compiled once for each machine, which takes half a minute)")
     preprocess_kernels.warm_up()
-    decode_kernels.warm_up()
+    on_cards = engines[0].device != "cpu"
+    if not on_cards:
+        decode_kernels.warm_up()
     warm_up_tracker()
     size = config.preprocess.input_size or model.input_size
     multiple = config.preprocess.size_multiple or model.size_multiple
     _log.info("network: %s, short side %d, sides multiples of %d", model.name, size, multiple)
     flip_order = model.skeleton.flip_order if config.inference.flip_test else None
-    on_cards = engines[0].device != "cpu"
     decode = decode_settings(config.poses, model)
     return Network(
         preprocess=Preprocess(

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.arrays import Gpu
 from kernels.decode import PUBLISHED, decode
@@ -158,15 +157,13 @@ class _Warnings(logging.Handler):
 
 def engine_floor(case: Case, ceilings: Ceilings, precision: str, batch: int) -> Floor:
     """The network's multiplies and adds, or its weights and pictures once through memory."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        case.model.net(case.images)
     weights = sum(parameter.numel() for parameter in case.model.net.parameters())
     outputs = sum(output.numel() for output in (*case.expected.levels, case.expected.tags))
     num_bytes = weights * _BYTES[precision] + 4 * batch * (case.images.numel() + outputs)
     return floor_of(
         num_bytes=num_bytes,
         bandwidth=ceilings.memory,
-        operations=batch * counter.get_total_flops(),
+        operations=batch * case.operations,
         rate=ceilings.compute.get(precision, 0.0),
     )
 

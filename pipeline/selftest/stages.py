@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.arrays import Gpu
 from kernels.decode import DecodeSettings
-from kernels.gpu_decode import GpuDecoder
-from kernels.gpu_grouping import GpuGrouper
-from kernels.gpu_peaks import GpuPeakFinder
+from kernels.gpu_decode import GpuDecoder, grouper, peak_finder
 from kernels.gpu_preprocess import GpuPreprocess, Picture
 from kernels.grouping import group_people
 from kernels.peaks import average_levels, peaks_of_maps
@@ -53,6 +53,13 @@ class Case:
     """Painted people on maps of the same shapes."""
     decode: DecodeSettings
     """As a stream has it with these weights."""
+
+    @cached_property
+    def operations(self) -> int:
+        """Multiplies and adds of the network for images."""
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            self.model.net(self.images)
+        return int(counter.get_total_flops())
 
     @property
     def net_size(self) -> tuple[int, int]:
@@ -108,21 +115,8 @@ def works_on_card(case: Case, gpu: Gpu, ceilings: Ceilings) -> Works:
         [asarray(level[None]) for level in case.scene.levels],
         asarray(case.scene.tags[None]),
     )
-    finder = GpuPeakFinder(
-        gpu,
-        max_peaks=settings.max_peaks,
-        nms_kernel=settings.nms_kernel,
-        min_score=settings.detection_threshold,
-        at=settings.peaks_at,
-        one_step=settings.one_step,
-    )
-    grouper = GpuGrouper(
-        gpu,
-        matching_order=case.model.skeleton.matching_order,
-        tag_threshold=settings.tag_threshold,
-        max_people=settings.max_people,
-        adjust=settings.adjust,
-    )
+    finder = peak_finder(gpu, settings)
+    group = grouper(gpu, case.model.skeleton, settings)
     maps = finder.average(levels, tags, case.net_size)
     peaks = finder.find(maps)
     decoder = GpuDecoder(gpu, case.model.skeleton, settings)
@@ -138,8 +132,8 @@ def works_on_card(case: Case, gpu: Gpu, ceilings: Ceilings) -> Works:
             lambda: finder.find(finder.average(levels, tags, case.net_size)),
             floors["peaks"],
         ),
-        "group": (lambda: grouper(peaks, None), floors["group"]),
-        "group, refine": (lambda: grouper(peaks, maps), floors["refine"]),
+        "group": (lambda: group(peaks, None), floors["group"]),
+        "group, refine": (lambda: group(peaks, maps), floors["refine"]),
         "people to the host": (lambda: decoder.people(found), back),
     }
 

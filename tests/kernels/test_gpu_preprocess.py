@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels import twin_checks
 from kernels.gpu_preprocess import GpuPreprocess, Picture
-from kernels.preprocess import net_from_image, network_size, preprocess
+from kernels.preprocess import net_from_image, network_size
 from pipeline.messages import Frame, Region
 from pipeline.preprocess import Preprocess, crop_of, cropped, lying_map
 from tests.cuda_on_cpu.emulator import EmulatedGpu, Sanitizer, assert_clean, sanitizer_report
@@ -79,21 +81,7 @@ def run(
     return out
 
 
-def cpu_twin(picture: Picture, net_size: Size, *, prefilter: bool = True) -> np.ndarray:
-    """The definition: the CPU twin on the planes as they lie, then turned clockwise."""
-    planes, pixel_format, color_space, full_range, matrix, rotation = picture
-    tile = preprocess(
-        planes,
-        pixel_format=pixel_format,
-        color_space=color_space,
-        full_range=full_range,
-        net_from_image=matrix,
-        net_size=net_size[::-1] if rotation in (90, 270) else net_size,
-        mean=MEAN,
-        std=STD,
-        prefilter=prefilter,
-    )
-    return np.rot90(tile, k=-rotation // 90, axes=(1, 2))
+cpu_twin = partial(twin_checks.cpu_twin, mean=MEAN, std=STD, prefilter=True)
 
 
 def assert_equal_to_cpu(pictures: list[Picture], net_size: Size, **settings: Any) -> None:

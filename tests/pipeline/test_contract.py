@@ -7,54 +7,31 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from torch import Tensor, nn
+from torch import Tensor
 
-from nets.aggregation import Maps
 from pipeline import contract
 from pipeline.config import ConfigError, ContractConfig, StreamConfig
 from pipeline.contract import check_contract, steps_for
 from pipeline.load_control import Timing
 from pipeline.stream import Stream
+from tests import running_stream
 from tests.painted import painted_model
+from tests.running_stream import SeesNobody
 
 PATIENCE_SECONDS = 60.0
+running = partial(running_stream.running, patience_seconds=PATIENCE_SECONDS)
+wait_until = partial(running_stream.wait_until, patience_seconds=PATIENCE_SECONDS)
 SIDE = 192
 
 pytestmark = pytest.mark.timeout(300)
-
-
-class _Zeros(NamedTuple):
-    heatmaps: tuple[Tensor, Tensor]
-    tags: Tensor
-
-
-class SlowBySize(nn.Module):
-    """So many seconds for a picture of SIDE x SIDE, fewer for smaller ones; nobody is found."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self.seconds = seconds
-        self.sizes: list[int] = []
-
-    def forward(self, images: Tensor) -> _Zeros:
-        batch, _, height, width = images.shape
-        self.sizes.append(height)
-        time.sleep(self.seconds * batch * height * width / SIDE**2)
-        low, high = (images.new_zeros(batch, 17, height // n, width // n) for n in (4, 2))
-        return _Zeros((low, high), low)
-
-    def maps(self, output: _Zeros) -> Maps:
-        return Maps(output.heatmaps, output.tags[..., None])
 
 
 def stream_of(
@@ -67,54 +44,22 @@ def stream_of(
         "inference": {"engine": "torch", "threads": 1},
         **settings,
     }
-    net = SlowBySize(seconds).eval()
-    model = replace(painted_model(), net=_Shared(net), size_multiple=32)
+    met: list[int] = []
+
+    def seconds_of(images: Tensor) -> float:
+        """As asked for SIDE x SIDE, fewer for smaller pictures."""
+        batch, _, height, width = images.shape
+        met.append(height)
+        return seconds * batch * height * width / SIDE**2
+
+    model = replace(painted_model(), net=SeesNobody(seconds_of).eval(), size_multiple=32)
     stream = Stream(StreamConfig.model_validate(tree), model=model)
 
     def sizes() -> set[int]:
-        met, net.sizes[:] = set(net.sizes), []
-        return met
+        since, met[:] = set(met), []
+        return since
 
     return stream, sizes
-
-
-class _Shared(nn.Module):
-    """The engine copies its net; this one hands on the very same."""
-
-    def __init__(self, net: SlowBySize) -> None:
-        super().__init__()
-        self.inside = [net]  # a list, which Module does not look into
-
-    def __deepcopy__(self, memo: dict[int, object]) -> _Shared:
-        return self
-
-    def forward(self, images: Tensor) -> _Zeros:
-        output: _Zeros = self.inside[0](images)
-        return output
-
-    def maps(self, output: _Zeros) -> Maps:
-        return self.inside[0].maps(output)
-
-
-@contextmanager
-def running(stream: Stream) -> Iterator[Stream]:
-    codes: list[int] = []
-    thread = threading.Thread(target=lambda: codes.append(stream.run()))
-    thread.start()
-    try:
-        yield stream
-    finally:
-        stream.sources.stop()
-        thread.join(PATIENCE_SECONDS)
-    assert not thread.is_alive()
-    assert codes == [0]
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 @pytest.fixture

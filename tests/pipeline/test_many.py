@@ -10,53 +10,32 @@ import os
 import shutil
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import pytest
-import torch.nn.functional as F
 import zmq
-from torch import Tensor, nn
 
-from nets.aggregation import Maps
 from pipeline import queues, source_set
 from pipeline.config import ConfigError, SourceConfig, StreamConfig, load_config
 from pipeline.source import SourceError
 from pipeline.stream import Stream
+from tests import running_stream
 from tests.painted import painted_model
+from tests.running_stream import SeesNobody
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 30.0
+running = partial(running_stream.running, patience_seconds=PATIENCE_SECONDS)
+wait_until = partial(running_stream.wait_until, patience_seconds=PATIENCE_SECONDS)
 
 pytestmark = pytest.mark.timeout(120)
-
-
-class _Zeros(NamedTuple):
-    heatmaps: tuple[Tensor, Tensor]
-    tags: Tensor
-
-
-class SeesNobody(nn.Module):
-    """So many seconds a picture, and nobody is found."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self._seconds = seconds
-
-    def forward(self, images: Tensor) -> _Zeros:
-        time.sleep(self._seconds * len(images))
-        low = 0 * F.avg_pool2d(images[:, :1], 4).expand(-1, 17, -1, -1)
-        high = 0 * F.avg_pool2d(images[:, :1], 2).expand(-1, 17, -1, -1)
-        return _Zeros((low, high), low)
-
-    def maps(self, output: _Zeros) -> Maps:
-        return Maps(output.heatmaps, output.tags[..., None])
 
 
 def stream_of(
@@ -70,32 +49,12 @@ def stream_of(
         **(settings or {}),
     }
     config = StreamConfig.model_validate(tree)
-    return Stream(config, model=replace(painted_model(), net=SeesNobody(seconds).eval()))
-
-
-@contextmanager
-def running(stream: Stream) -> Iterator[Stream]:
-    codes: list[int] = []
-    thread = threading.Thread(target=lambda: codes.append(stream.run()))
-    thread.start()
-    try:
-        yield stream
-    finally:
-        stream.sources.stop()
-        thread.join(PATIENCE_SECONDS)
-    assert not thread.is_alive()
-    assert codes == [0]
+    net = SeesNobody(lambda images: seconds * len(images)).eval()
+    return Stream(config, model=replace(painted_model(), net=net))
 
 
 def results(stream: Stream) -> dict[str, int]:
     return {name: s["results"] for name, s in stream.stats.snapshot()["sources"].items()}
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def wait_for_results(stream: Stream, name: str, count: int = 1) -> None:

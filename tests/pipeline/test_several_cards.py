@@ -2,9 +2,8 @@
 
 import json
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from pipeline.poses import FindPoses
 from pipeline.preprocess import Preprocess
 from pipeline.queues import Stopped
 from pipeline.stream import Stream
+from tests import running_stream
 from tests.clips import write_clip
 from tests.cuda_on_cpu.emulator import EmulatedGpu
 from tests.painted import grid_people, paint, painted_model
@@ -37,6 +37,8 @@ SIZE = (240, 320)
 NUM_FRAMES = 6
 TOLERANCE_PX = 3.0
 PATIENCE_SECONDS = 60.0
+in_thread = partial(running_stream.running, patience_seconds=PATIENCE_SECONDS)
+wait_until = partial(running_stream.wait_until, patience_seconds=PATIENCE_SECONDS)
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -228,25 +230,3 @@ def test_a_card_that_fails_ends_the_stream(clip: Path, tmp_path: Path, two_cards
     assert threading.active_count() == before
     for own in messages_of(tmp_path / "poses.jsonl").values():
         assert [message["frame"] for message in own] == list(range(len(own)))
-
-
-@contextmanager
-def in_thread(running: Stream) -> Iterator[None]:
-    """The stream runs inside; it is stopped at the end of the block, and must end well."""
-    codes: list[int] = []
-    thread = threading.Thread(target=lambda: codes.append(running.run()))
-    thread.start()
-    try:
-        yield
-    finally:
-        running.sources.stop()
-        thread.join(PATIENCE_SECONDS)
-    assert not thread.is_alive()
-    assert codes == [0]
-
-
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
