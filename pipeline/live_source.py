@@ -6,6 +6,9 @@
 The thread that runs frames() alone touches a container once it is open; closing one under a reader
 crashes the process. It reads without a pause, so that no delay builds up in the network; what is
 too much is dropped behind it. FFmpeg's side of decoding is av_video.py.
+
+A server that is just starting may take a connection and forget it. So of a camera that has answered
+before, every second try waits only three times as long as it took then, but 1.5 s at least.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ _logger = logging.getLogger(__name__)
 _RETRY_SECONDS = (0.5, 1.0)
 _REFUSED_SECONDS = (30.0, 300.0)  # cameras lock out whoever repeats a wrong password fast
 _JITTER = 0.1
+_QUICK_ANSWER_SECONDS = 1.5
 _PATIENCE_SECONDS = 30.0  # data without a picture: longer than the longest group of pictures
 
 # What a failure is counted under; the first that fits.
@@ -71,6 +75,8 @@ class LiveSource(NumberedSource):
         self._lost_at: float | None = None
         self._problem = ""
         self._refusals = 0  # in a row
+        self._tries = 0  # since the last picture
+        self._answered_in_seconds = 0.0  # the last time
         self._size = (0, 0)
         self._occasionally = Occasionally()
 
@@ -100,7 +106,9 @@ class LiveSource(NumberedSource):
 
     def _connect(self) -> av.container.InputContainer:
         """Open the stream; where a quick look finds no video, with FFmpeg's longer one."""
+        started = time.monotonic()
         container = self._open()
+        self._answered_in_seconds = time.monotonic() - started
         if not container.streams.video and self._quick:
             container.close()
             self._quick = False
@@ -112,16 +120,24 @@ class LiveSource(NumberedSource):
         return container
 
     def _open(self) -> av.container.InputContainer:
+        open_seconds, self._tries = self._open_seconds(), self._tries + 1
         options = self._options() | dict(self._settings.options)
         with opening_on(self._settings.device) as hwaccel:
             return av.open(
                 self._url,
                 format=self._format_name,
                 options=options | ({} if self._format_name else NETWORK_ONLY),
-                timeout=(self._settings.open_timeout_seconds, self._settings.read_timeout_seconds),
+                timeout=(open_seconds, self._settings.read_timeout_seconds),
                 metadata_errors="replace",  # a camera's name need not be UTF-8
                 hwaccel=hwaccel,
             )
+
+    def _open_seconds(self) -> float:
+        """How long this try waits for an answer."""
+        longest = self._settings.open_timeout_seconds
+        if not self._delivered or self._tries % 2:
+            return longest
+        return min(longest, max(_QUICK_ANSWER_SECONDS, 3 * self._answered_in_seconds))
 
     def _options(self) -> dict[str, str]:
         """FFmpeg's options for a quick start.
@@ -146,7 +162,7 @@ class LiveSource(NumberedSource):
         if _word(failure) == "silent" and self._connected:
             return f"no data for {self._settings.read_timeout_seconds:g} seconds"
         if _word(failure) == "silent":
-            return f"no answer within {self._settings.open_timeout_seconds:g} seconds"
+            return f"no answer (a try waits up to {self._settings.open_timeout_seconds:g} seconds)"
         if _word(failure) == "invalid":
             return "no answer, or none that is a video stream"
         return reason_of(failure)
@@ -194,7 +210,8 @@ class LiveSource(NumberedSource):
             before = f"{self._size[1]}x{self._size[0]}"
             self._say(logging.INFO, "size", f"the picture is now {width}x{height}, not {before}")
         self._connected = self._delivered = True
-        self._lost_at, self._problem, self._refusals, self._size = None, "", 0, size
+        self._lost_at, self._problem, self._size = None, "", size
+        self._refusals = self._tries = 0
 
     def _say(self, level: int, kind: str, text: str) -> None:
         """Log one line, or none if there was such a line within the minute."""

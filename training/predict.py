@@ -22,7 +22,7 @@ from kernels.grouping import People
 from kernels.preprocess import capped_size, invert, net_from_image, network_size, preprocess
 from nets.aggregation import Maps, average_scales, flip_test
 from nets.checkpoints import Model
-from nets.engines import Engine
+from nets.engines import INPUT_MULTIPLE, Engine
 from training.data import ImageError, ImageStore, Picture
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,14 @@ class PredictSettings:
             raise ValueError(f"scales must be different and positive, got {self.scales}")
         if len(self.scales) > 1 and 1 not in self.scales:
             raise ValueError(f"scales must include 1, whose tags are used, got {self.scales}")
+        for scale in self.scales:
+            step = self.size_multiple * scale / min(self.scales)
+            if step % INPUT_MULTIPLE:
+                raise ValueError(
+                    f"scale {scale:g} beside {min(self.scales):g} makes sides that are multiples "
+                    f"of {step:g}, and the network takes multiples of {INPUT_MULTIPLE}; take "
+                    "scales that are whole multiples of the smallest, as 0.5 1 2"
+                )
         if self.max_long_side is not None and self.scales != (1.0,):
             raise ValueError(
                 f"max_long_side goes with scale 1 alone, got scales {self.scales}; leave one out"

@@ -97,6 +97,39 @@ def test_rtsp_goes_on_after_a_kill_and_after_a_freeze(
 
 
 @needs_rtsp_server
+@pytest.mark.timeout(90)
+def test_a_connection_that_a_restarting_server_forgets_is_given_up_early(clip: Path) -> None:
+    with RtspServer(clip) as server:
+        source = open_with(server.url, open_timeout_seconds=80.0)
+        with reading(source) as numbers:
+            wait_until(lambda: bool(numbers))
+            server.kill()
+            with socket.create_server(("127.0.0.1", server.port)) as listener:
+                forgotten, _ = listener.accept()
+                before = len(numbers)
+            server.start()
+            wait_until(lambda: len(numbers) > before)
+            forgotten.close()
+
+
+def test_of_a_camera_that_has_answered_every_second_try_is_short() -> None:
+    source = LiveSource("cam", "rtsp://127.0.0.1:1/live", SourceSettings(open_timeout_seconds=5.0))
+
+    def waits(answered_in_seconds: float) -> list[float]:
+        source._answered_in_seconds = answered_in_seconds
+        seconds = []
+        for source._tries in range(3):
+            seconds.append(source._open_seconds())
+        return seconds
+
+    assert waits(0.1) == [5.0, 5.0, 5.0]  # it has never worked
+    source._note_picture(Picture(planes=(np.zeros(SIZE, np.uint8),)), 25.0)
+    assert waits(0.1) == [1.5, 5.0, 1.5]
+    assert waits(1.2) == [pytest.approx(3.6), 5.0, pytest.approx(3.6)]
+    assert waits(4.0) == [5.0, 5.0, 5.0]
+
+
+@needs_rtsp_server
 @pytest.mark.timeout(60)
 def test_rtsp_passwords_open_the_stream_and_stay_secret(
     clip: Path, caplog: pytest.LogCaptureFixture
