@@ -113,6 +113,22 @@ def test_sigterm_ends_the_step_saves_and_leaves_with_0(painted: Path, tmp_path: 
     assert load_model(output / "last.safetensors").name == "higher_hrnet_lite"
 
 
+def test_a_folder_takes_one_training_at_a_time(painted: Path, tmp_path: Path) -> None:
+    recipe = _recipe_file(tmp_path, painted, schedule={"epochs": 1000})
+    output = tmp_path / "out"
+    process = _start_and_wait_for(_command(recipe, output), output, steps=2)
+    second = _run(_command(recipe, output, "--resume"))
+    assert second.returncode == 2, second.stderr
+    assert second.stderr.splitlines()[-1] == (
+        f"train.py: another training writes to {output}; wait for its end, or give another --output"
+    )
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert _main(recipe, output, "--resume", "--minutes", "0.001") == 0
+
+
 def test_minutes_end_a_run_that_can_be_resumed(painted: Path, tmp_path: Path) -> None:
     recipe = _recipe_file(tmp_path, painted, schedule={"epochs": 1000})
     assert _main(recipe, tmp_path / "out", "--minutes", "0.001") == 0

@@ -42,7 +42,7 @@ from training.progress import ProgressLine, start_logging
 from training.ranks import Ranks, join_ranks, leave_ranks
 from training.schedule import rate_factor
 from training.start import starting_model
-from training.state import LossLog, Progress, load_state, log_differences, save_state
+from training.state import LossLog, OnlyWriter, Progress, load_state, log_differences, save_state
 from training.targets import target_plan
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ class Training:
         self.ema = Ema(net, decay=config.ema.decay) if config.ema.decay else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
         self.progress = Progress()
+        self._lock = OnlyWriter(output) if ranks.is_first else None
         self._restore(resume)
         self._parallel = net if ranks.world == 1 else DistributedDataParallel(net)
         self.examples = Examples(
@@ -171,7 +172,6 @@ class Training:
 
     def __enter__(self) -> Self:
         if self.ranks.is_first:
-            self.output.mkdir(parents=True, exist_ok=True)
             (self.output / "recipe.json").write_text(self.config.model_dump_json(indent=2) + "\n")
             self._log = LossLog(self.output / "losses.jsonl", last_step=self.progress.step)
             self._board = self._open_board()
@@ -188,6 +188,8 @@ class Training:
             self._log.close()
         if self._board is not None:
             self._board.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def run(self, limits: Limits) -> None:
         """Train until the schedule's end, a limit, SIGTERM or SIGINT; the state is saved then."""

@@ -7,6 +7,7 @@ Both files are whole at any moment at which the machine may stop. Every example 
 (seed, epoch, position), so a continued run sees what the unbroken one would have seen.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -107,6 +108,31 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.fsync(folder)  # so that the new name is there too
     finally:
         os.close(folder)
+
+
+class OnlyWriter:
+    """A folder's lock file: held until close(), or the process's end, however that comes."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the folder and lock it.
+
+        Raises:
+            ConfigError: another process holds the lock.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "lock").open("a", encoding="utf-8")
+        try:
+            # By lockf, not flock: loader workers, which may outlive a killed training, have no part
+            # in it.
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise ConfigError(
+                f"another training writes to {folder}; wait for its end, or give another --output"
+            ) from None
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class LossLog:

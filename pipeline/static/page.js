@@ -208,11 +208,16 @@ function addCamera(name) {
   return camera;
 }
 
+function since(state, seconds) {
+  if (seconds === null) return "";
+  return state === "ended" ? ` ${duration(seconds)} ago` : ` for ${duration(seconds)}`;
+}
+
 function showState(camera, stream) {
   camera.card.dataset.state = stream.state;
   setText(camera.state, stream.state);
   const seconds = stream.for_seconds;
-  setText(camera.veilState, stream.state + (seconds === null ? "" : ` for ${duration(seconds)}`));
+  setText(camera.veilState, `${stream.state}${since(stream.state, seconds)}`);
   setText(camera.veilReason, stream.reason);
   setText(camera.fps, stream.fps.toFixed(1));
   const { p50, p95, p99 } = stream.latency_ms;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -144,6 +145,8 @@ def test_states_are_told_and_a_camera_that_is_lost_is_veiled(tab: Any) -> None:
         veil.wait_for(state="visible", timeout=5000)
         assert "reconnecting for" in veil.inner_text()
         assert "Connection refused" in veil.inner_text()
+        stand.statuses["door"] = replace(LOST, state="ended", reason="")
+        veil.locator("text=/^ended .* ago$/").wait_for(timeout=5000)
         assert tab.locator("#summary").inner_text() == "2 cameras, 1 live"
         assert tab.locator('article[data-name="cam1"] .latency').inner_text() == "31 / 44 / 61"
         assert tab.locator('article[data-name="cam1"] .dropped').inner_text() == "3"
