@@ -182,6 +182,14 @@ class RunConfig(_Settings):
     """Of the saved files; last.pt is float32 always."""
 
 
+class TeacherConfig(_Settings):
+    """A trained model whose heatmaps are learnt in place of drawn ones; labels teach the tags."""
+
+    weights: Path
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0, 2.0)
+    """Of the example, averaged; each makes a side that the model takes (a multiple of 32)."""
+
+
 class TrainConfig(_Settings):
     """A recipe: one whole training."""
 
@@ -197,6 +205,8 @@ class TrainConfig(_Settings):
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     target: TargetConfig = TargetConfig()
+    teacher: TeacherConfig | None = None
+    """None: labels teach the heatmaps too."""
     loss: LossConfig = LossConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     schedule: ScheduleConfig = ScheduleConfig()

@@ -2,8 +2,8 @@
 
     Training.run:   after_epoch (AP, best, files) -> epoch of steps -> after_epoch -> ... -> files
 
-    a step:         batches -> net -> losses -> gradients (accumulated, averaged over ranks)
-                    -> are they finite? -> Adam -> average weights -> log
+    a step:         batches (-> teacher) -> net -> losses -> gradients (accumulated, averaged over
+                    ranks) -> are they finite? -> Adam -> average weights -> log
 
 All ranks take the same steps: what makes a run stop is agreed on in the one reduction of a step.
 Only the first rank writes. How to resume exactly is told in training.state.
@@ -33,7 +33,7 @@ from training.config import ConfigError, TrainConfig
 from training.data import ImageStore, find_images, load_labelled_set
 from training.ema import Ema
 from training.examples import Batch, Examples, Positions, batches
-from training.losses import heatmaps_of, total_loss
+from training.losses import total_loss
 from training.metrics import evaluate_results, read_annotations
 from training.optimiser import make_optimiser, set_norms, set_rates
 from training.pictures import overview
@@ -44,6 +44,7 @@ from training.schedule import rate_factor
 from training.start import starting_model
 from training.state import LossLog, OnlyWriter, Progress, load_state, log_differences, save_state
 from training.targets import target_plan
+from training.teacher import Teacher
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -151,6 +152,17 @@ class Training:
             plan=target_plan(net.settings, config.target),
             seed=config.seed,
             length=config.schedule.images_per_epoch,
+        )
+        self.teacher = (
+            None
+            if config.teacher is None
+            else Teacher(
+                config.teacher,
+                self.model,
+                plan=self.examples.plan,
+                device=ranks.device,
+                threads=config.threads,
+            )
         )
         self.positions = Positions(
             len(self.examples),
@@ -292,6 +304,8 @@ class Training:
     def _forward_and_backward(self, batch: Batch, *, last: bool) -> Tensor:
         """Add a batch's gradient; its losses: total, push, pull, one number a stack of heatmaps."""
         config, device = self.config, self.ranks.device
+        if self.teacher is not None:
+            batch = self.teacher.teach(batch)
         # Gradients travel between ranks once a step, with the last batch.
         quiet = isinstance(self._parallel, DistributedDataParallel) and not last
         with self._parallel.no_sync() if quiet else contextlib.nullcontext():
@@ -439,7 +453,7 @@ class Training:
         images = batch.images[:4]
         net = self._averaged_model().net.eval()
         with torch.inference_mode():
-            heatmaps = heatmaps_of(net(images))[-1]
+            heatmaps = net.maps(net(images)).levels[-1]  # type: ignore[operator]
         picture = overview(
             images, heatmaps, batch.tag_index, mean=self.model.mean, std=self.model.std
         )

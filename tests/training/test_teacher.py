@@ -1,0 +1,131 @@
+"""A trained model teaches heatmaps: where its pixels lie, what is averaged, what it leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nets.aggregation import Maps
+from nets.checkpoints import random_model, save_model
+from nets.skeletons import CROWDPOSE
+from tests.training.painted_set import write_set
+from tests.training.tiny import TINY_NET, tiny_config
+from training.config import ConfigError, TeacherConfig
+from training.examples import Batch
+from training.loop import train
+from training.targets import Plan
+from training.teacher import Teacher, taught
+
+pytestmark = pytest.mark.timeout(100)
+SIDE = 64
+
+
+class Pools:
+    """An engine whose heatmaps are the red channel, seen through 4x4 and 2x2 pixels."""
+
+    def __init__(self, *strides: int) -> None:
+        self._strides = strides
+        self.sides: list[int] = []
+
+    def __call__(self, images: Tensor) -> Maps:
+        self.sides.append(images.shape[-1])
+        levels = tuple(F.avg_pool2d(images[:, :1], stride) for stride in self._strides)
+        return Maps(levels, levels[0][..., None])
+
+
+@pytest.mark.parametrize("levels", [(4,), (4, 2), (2,)])
+@pytest.mark.parametrize("scale", [0.5, 1, 2, 3])
+def test_every_scale_lies_on_the_pixels_of_the_example(
+    levels: tuple[int, ...], scale: float
+) -> None:
+    """Resampling keeps a slope; its value at a map's pixel is that at the pixel's middle."""
+    slope = torch.arange(float(SIDE)) + 3 * torch.arange(float(SIDE))[:, None]
+    images = slope.expand(2, 3, SIDE, SIDE)
+    found = taught(Pools(*levels), images, [scale], [4, 2])  # type: ignore[arg-type]
+    for stride, heatmaps in zip((4, 2), found, strict=True):
+        middle = (torch.arange(SIDE // stride) + 0.5) * stride - 0.5
+        expected = middle + 3 * middle[:, None]
+        assert heatmaps.shape == (2, 1, SIDE // stride, SIDE // stride)
+        inner = slice(12 // stride, -12 // stride)  # away from the edge, where values repeat
+        assert torch.allclose(heatmaps[0, 0, inner, inner], expected[inner, inner], atol=0.2)
+
+
+def test_scales_are_averaged_and_the_level_as_fine_as_wanted_is_taken() -> None:
+    class Says:
+        def __call__(self, images: Tensor) -> Maps:
+            """10 at 1/4 and 20 at 1/2 of the network input, and one more for each scale."""
+            batch, side = len(images), images.shape[-1]
+            levels = tuple(
+                torch.full((batch, 1, side // s, side // s), value + side // SIDE)
+                for s, value in ((4, 10.0), (2, 20.0))
+            )
+            return Maps(levels, levels[0][..., None])
+
+    images = torch.zeros(1, 3, SIDE, SIDE)
+    quarter, half = taught(Says(), images, [1, 2], [4, 2])  # type: ignore[arg-type]
+    # Of scale 2 the 1/4 level has the pixels of the example's 1/2 one: it serves both.
+    assert bool((quarter == ((10 + 1) + (10 + 2)) / 2).all())
+    assert bool((half == ((20 + 1) + (10 + 2)) / 2).all())
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_model(path, random_model("higher_hrnet_lite", seed=1, **TINY_NET), dtype=torch.float32)
+    return path
+
+
+def test_a_batch_keeps_all_but_its_heatmaps(weights: Path) -> None:
+    student = random_model("higher_hrnet_lite", seed=2, **TINY_NET)
+    plan = [Plan(4, None), Plan(2, None)]
+    config = TeacherConfig(weights=weights, scales=(1.0,))
+    teacher = Teacher(config, student, plan=plan, device=torch.device("cpu"), threads=1)
+    drawn = tuple(torch.full((2, 17, side, side), 7.0) for side in (16, 32))
+    hidden = tuple(torch.zeros(2, 1, side, side, dtype=torch.uint8) for side in (16, 32))
+    images = torch.randn(2, 3, SIDE, SIDE)
+    batch = Batch(
+        images, drawn, hidden, torch.zeros(2, 1, 17, 2), ((1,), (2,)), (("a",), ("b",)), (),
+        (0, 0), (0, 2),
+    )  # fmt: skip
+    result = teacher.teach(batch)
+    assert [h.shape for h in result.heatmaps] == [h.shape for h in drawn]
+    assert all((mask == 1).all() for mask in result.masks)
+    assert all(mask.shape == old.shape for mask, old in zip(result.masks, hidden, strict=True))
+    assert result._replace(heatmaps=drawn, masks=hidden) == batch
+    assert not any(heatmaps.requires_grad for heatmaps in result.heatmaps)
+
+
+def test_another_skeleton_or_input_is_refused(tmp_path: Path, weights: Path) -> None:
+    student = random_model("higher_hrnet_lite", seed=2, **TINY_NET)
+    other = tmp_path / "crowdpose.safetensors"
+    save_model(
+        other, random_model("higher_hrnet_lite", num_keypoints=CROWDPOSE.num_keypoints, **TINY_NET)
+    )
+    options: dict[str, Any] = {"plan": [Plan(4, None)], "device": torch.device("cpu")}
+    with pytest.raises(ConfigError, match="another skeleton than the trained net"):
+        Teacher(TeacherConfig(weights=other), student, **options)
+
+
+def test_who_is_taught_by_itself_has_nothing_to_learn_but_tags(
+    tmp_path: Path, weights: Path
+) -> None:
+    """Its own heatmaps are the targets; with drawn ones the loss is a hundred times as large."""
+    painted = write_set(tmp_path, count=2, size=(96, 96))
+
+    def first_loss(**changes: Any) -> list[float]:
+        output = tmp_path / ("taught" if changes else "drawn")
+        config = tiny_config(painted, init=str(weights), freeze_norms=True, **changes)
+        train(config, output=output, quiet=True)
+        line = (output / "losses.jsonl").read_text().splitlines()[0]
+        heatmap: list[float] = json.loads(line)["heatmap"]
+        return heatmap
+
+    alone = first_loss(teacher={"weights": str(weights), "scales": [1.0]})
+    drawn = first_loss()
+    assert all(100 * mine < theirs for mine, theirs in zip(alone, drawn, strict=True))

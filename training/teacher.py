@@ -1,0 +1,122 @@
+"""A trained model's heatmaps in place of drawn ones: what several scales know, taught to one.
+
+    images (B, 3, S, S) --scale 1--> teacher --> 1/4 map --------------.
+                        --scale 2--> teacher --> 1/4 map, twice as fine -- mean --> heatmaps
+
+A multi-scale test finds more than one pass and takes many times as long (HigherHRNet, Cheng et al.
+2020, table 1). The example that the student sees is run at every scale, so what moved and coloured
+it needs no undoing. Labels still teach the tags. Hinton et al. (2015), "Distilling the Knowledge in
+a Neural Network". This file knows nothing of labels.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nets.checkpoints import Model, load_model
+from nets.engines import Engine, load_engine
+from training.config import ConfigError, TeacherConfig
+from training.examples import Batch
+from training.targets import Plan
+
+_log = logging.getLogger(__name__)
+
+
+class Teacher:
+    """Puts its heatmaps in place of a batch's.
+
+    Args:
+        config: which model, and its scales.
+        student: must have the same keypoints and take the same input.
+        plan: the heatmaps that are trained, see training.targets.target_plan.
+        device: where it runs and where batches are.
+        threads: CPU threads; None: all.
+    Raises:
+        ValueError: weights that cannot be used, or of another skeleton or normalisation.
+    """
+
+    def __init__(
+        self,
+        config: TeacherConfig,
+        student: Model,
+        *,
+        plan: Sequence[Plan],
+        device: torch.device,
+        threads: int | None = None,
+    ) -> None:
+        model = load_model(config.weights)
+        for what in ("skeleton", "mean", "std"):
+            own, wanted = getattr(model, what), getattr(student, what)
+            if own != wanted:
+                raise ConfigError(
+                    f"teacher {config.weights} has another {what} than the trained net: {own}, "
+                    f"expected {wanted}; take a teacher of the same kind"
+                )
+        self._scales = config.scales
+        self._strides = tuple(entry.stride for entry in plan)
+        self._engine: Engine = load_engine(model, device=str(device), threads=threads)
+        scales = " ".join(f"{scale:g}" for scale in config.scales)
+        _log.info("heatmaps are taught by %s, scales %s", config.weights, scales)
+
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> Batch:
+        """The batch with the teacher's heatmaps, all of them supervised."""
+        side = batch.images.shape[-1]
+        heatmaps = tuple(taught(self._engine, batch.images, self._scales, self._strides))
+        masks = {
+            stride: batch.images.new_ones(
+                (len(batch.images), 1, side // stride, side // stride), dtype=torch.uint8
+            )
+            for stride in set(self._strides)
+        }
+        return batch._replace(
+            heatmaps=heatmaps, masks=tuple(masks[stride] for stride in self._strides)
+        )
+
+
+def taught(
+    engine: Engine, images: Tensor, scales: Sequence[float], strides: Sequence[int]
+) -> list[Tensor]:
+    """The mean of all scales' heatmaps, at each stride of the images.
+
+    Of each scale the coarsest level is taken that is as fine as wanted, or else the finest, and
+    brought to size: by the mean over whole pixels where that goes, else bilinear.
+
+    Args:
+        images: (B, 3, S, S) float32, normalised.
+        scales: sizes at which the engine sees them; whole numbers of its size multiple.
+        strides: wanted; they divide S.
+    Returns:
+        (B, K, S / stride, S / stride) float32 for each stride.
+    """
+    side = images.shape[-1]
+    of_scale = [engine(_scaled(images, scale)).levels for scale in scales]
+    results = []
+    for stride in strides:
+        size = side // stride
+        maps = [_at_size(_least_fine(levels, size), size) for levels in of_scale]
+        results.append(torch.stack(maps).mean(dim=0))
+    return results
+
+
+def _scaled(images: Tensor, scale: float) -> Tensor:
+    if scale == 1:
+        return images.contiguous()
+    size = round(images.shape[-1] * scale)
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=scale < 1)
+
+
+def _least_fine(levels: Sequence[Tensor], size: int) -> Tensor:
+    """The first of these (low to high) that has so many pixels a side, or the last."""
+    return next((level for level in levels if level.shape[-1] >= size), levels[-1])
+
+
+def _at_size(level: Tensor, size: int) -> Tensor:
+    if level.shape[-1] == size:
+        return level
+    if level.shape[-1] % size == 0:
+        return F.avg_pool2d(level, level.shape[-1] // size)
+    return F.interpolate(level, size=(size, size), mode="bilinear", antialias=True)
