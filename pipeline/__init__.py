@@ -26,7 +26,8 @@ What they stand on:
     page_server.py  HTTP of the page, with page_security.py, page_viewers.py, page_api.py, static/
     stats.py        latency, drops, queue depth; progress.py: the line that a user sees
     contract.py     how old frames may be, what too much load costs; shedding.py: frames that are
-                    left; load_control.py: what to give up, and when to come back
+                    left; turns.py: so that each source has its turn; load_control.py: what to
+                    give up, and when to come back
     source_state.py how a source is doing; timeline.py: times that rise, max_fps
     redaction.py    passwords out of sight
     av_video.py     FFmpeg's side of decoding, card_video.py: on a card; video_writer.py: of

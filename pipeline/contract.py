@@ -43,7 +43,7 @@ class LoadWatch:
         steps: the best one first, as steps_down makes them.
         target_fps: results a second of every live source.
         stats: where work and results are counted; told the step.
-        shedding: knows what is offered.
+        shedding: knows what is offered, and how long a source's turn was waited for.
         apply: brings a step about, a StepTaker; called from the thread that calls tick().
     """
 
@@ -71,7 +71,7 @@ class LoadWatch:
         now = time.monotonic()
         if self._before is not None and now < self._before.now + TIMING.tick_s:
             return
-        counts = _count(self._stats, now)
+        counts = _count(self._stats, now, waited_ms=self._shedding.waited_ms())
         if self._before is not None:
             seen = _since(self._before, counts, tuple(self._shedding.offered_fps().values()))
             change = self._control.observe(now, seen)
@@ -192,10 +192,11 @@ class _Counts:
     results: dict[str, int]
     network_ms: float
     poses_ms: float
+    waited_ms: float
     is_starting: bool
 
 
-def _count(stats: Stats, now: float) -> _Counts:
+def _count(stats: Stats, now: float, *, waited_ms: float) -> _Counts:
     snapshot = stats.snapshot()
     work = {name: stage["total_ms"] for name, stage in snapshot["stages"].items()}
     return _Counts(
@@ -203,6 +204,7 @@ def _count(stats: Stats, now: float) -> _Counts:
         results={name: source["results"] for name, source in snapshot["sources"].items()},
         network_ms=sum(work.get(name, 0.0) for name in _NETWORK),
         poses_ms=work.get("poses", 0.0),
+        waited_ms=waited_ms,
         is_starting=any(
             source["results"] == 0 and source["state"] in ("", "live")  # "": in another process
             for source in snapshot["sources"].values()
@@ -218,6 +220,7 @@ def _since(before: _Counts, after: _Counts, offered_fps: tuple[float, ...]) -> O
         results_fps=sum(max(0, count) for count in new) / seconds,  # fewer: counted anew
         network=(after.network_ms - before.network_ms) / seconds / 1e3,
         poses=(after.poses_ms - before.poses_ms) / seconds / 1e3,
+        waited=min(1.0, (after.waited_ms - before.waited_ms) / seconds / 1e3),
         is_starting=after.is_starting,
     )
 

@@ -55,6 +55,8 @@ class Observation(NamedTuple):
     """Share of the time that preprocess and inference, which take turns, worked."""
     poses: float
     """Share of the time that poses worked, beside them."""
+    waited: float = 0.0
+    """Share of the time that the network was kept waiting for a source's turn (turns.py)."""
     is_starting: bool = False
     """Whether a source that is there has not given one result so far."""
 
@@ -206,13 +208,18 @@ class LoadControl:
         # A source may be a frame behind at the moment; with few frames a second that is much.
         excused = len(seen[-1].offered_fps) / self._timing.watch_s
         missing = due - means.results_fps
-        return means.busy > _BUSY and missing > max(excused, _MISSING * due)
+        return self._is_busy(means, due) and missing > max(excused, _MISSING * due)
+
+    def _is_busy(self, means: _Window, due: float) -> bool:
+        """Waiting is no work: it counts where the work on all that is due would not fit either."""
+        does_not_fit = due * means.busy > means.results_fps
+        return means.busy > _BUSY or (does_not_fit and means.busy + means.waited > _BUSY)
 
     def _expected(self, step: int, window: _Window) -> float:
         """The load on that step: the busiest stage's share of the time for what is due there."""
         busy = max(self._costs.on(step, window, at=self._index))
         if window.is_short:  # a stage's time is all there is, also that between messages
-            busy /= window.busy
+            busy /= window.busy + window.waited
         return self._due_fps(window.seen, step) / window.results_fps * busy
 
     def _step_down(self, now: float, recent: _Window) -> Change | None:
@@ -278,6 +285,7 @@ class _Window:
         self.network = fmean(one.network for one in seen)
         self.poses = fmean(one.poses for one in seen)
         self.busy = max(self.network, self.poses)
+        self.waited = fmean(one.waited for one in seen)
 
 
 class _FailedReturn(NamedTuple):

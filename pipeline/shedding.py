@@ -1,7 +1,7 @@
-"""Which frames are left before they cost anything: those too old, and more than their share.
+"""Which frames are left before they cost anything: too old, more than their share, out of turn.
 
-    frames taken --> too old? --> over the rate? --> preprocess --> all too old by now? --> network
-                    too_old       over_rate                          too_old
+    taken --> too old? --> over the rate? --> another's turn? --> preprocess --> all too old by now?
+              too_old      over_rate          out_of_turn                        too_old
 
 Live sources only: of a file every frame is worked on. Each frame left is counted with its reason
 and shows as a gap in Frame.index. What is offered is read from the same numbers: an index counts
@@ -10,19 +10,23 @@ every frame of its source, taken or not. This file knows nothing of networks.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pipeline.messages import Frame, NetInput
 from pipeline.stats import Stats
 from pipeline.timeline import EvenRate
+from pipeline.turns import Turns
 
 TOO_OLD = "too_old"
 """Reason: older than max_age_ms."""
 OVER_RATE = "over_rate"
 """Reason: more frames a second than the source should get."""
+OUT_OF_TURN = "out_of_turn"
+"""Reason: left so that a source whose frames were always too old has its turn; see turns.py."""
 
 _REMEMBERED = 256  # frames of a source, from which its rate is told
 _RATE_SECONDS = 1.0
@@ -36,13 +40,21 @@ class Shedding:
         stats: where frames that are left are counted.
         max_age_ms: older ones are left, reckoned from Frame.captured_ns; None: none is too old.
         max_fps: of each live source; None: all that come. See limit().
+        clock: as time.monotonic_ns(), by which frames are captured.
     """
 
     def __init__(
-        self, *, stats: Stats, max_age_ms: float | None = None, max_fps: float | None = None
+        self,
+        *,
+        stats: Stats,
+        max_age_ms: float | None = None,
+        max_fps: float | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._stats = stats
         self._max_age_ms = max_age_ms
+        self._turns = None if max_age_ms is None else Turns(max_age_ms=max_age_ms)
+        self._clock = clock
         self._max_fps = max_fps
         self._rates: dict[str, EvenRate] = {}  # by source; of one thread, that of admit()
         self._lock = threading.Lock()  # of _taken
@@ -55,22 +67,26 @@ class Shedding:
 
     def admit(self, frames: Sequence[Frame]) -> list[Frame]:
         """Those of the frames just taken that are worked on."""
+        now_ns = self._clock()
         kept = []
         for frame in frames:
-            self._note(frame)
-            if self._is_too_old(frame):
+            self._note(frame, now_ns)
+            if self._is_too_old(frame, now_ns):
                 self._stats.dropped("preprocess", frame.source, TOO_OLD)
-            elif not self._is_in_turn(frame):
+                if self._turns is not None and self._is_due(frame):
+                    self._turns.missed(frame.source, now_ns=now_ns)
+            elif not self._is_due(frame):
                 self._stats.dropped("preprocess", frame.source, OVER_RATE)
             else:
                 kept.append(frame)
-        return kept
+        return self._in_turn(kept, now_ns)
 
     def admit_batches(self, batches: Sequence[NetInput]) -> list[NetInput]:
         """Those that the network runs on: with a frame that has not grown too old meanwhile."""
+        now_ns = self._clock()
         kept = []
         for batch in batches:
-            if not all(self._is_too_old(frame) for frame in batch.frames):
+            if not all(self._is_too_old(frame, now_ns) for frame in batch.frames):
                 kept.append(batch)
                 continue
             for frame in batch.frames:
@@ -79,20 +95,26 @@ class Shedding:
 
     def offered_fps(self) -> dict[str, float]:
         """Frames a second of each live source at the moment; from any thread."""
-        now_ns = time.monotonic_ns()
+        now_ns = self._clock()
         with self._lock:
             return {
                 name: 0.0 if _is_silent(taken, now_ns) else _rate(taken)
                 for name, taken in self._taken.items()
             }
 
+    def waited_ms(self) -> float:
+        """How long the network was kept waiting for a source's turn; from any thread."""
+        return 0.0 if self._turns is None else self._turns.waited_ms
+
     def forget_source(self, name: str) -> None:
         """Another source may come under its name; in the thread of admit()."""
         self._rates.pop(name, None)
+        if self._turns is not None:
+            self._turns.forget_source(name)
         with self._lock:
             self._taken.pop(name, None)
 
-    def _note(self, frame: Frame) -> None:
+    def _note(self, frame: Frame, now_ns: int) -> None:
         if not frame.live:
             return
         with self._lock:
@@ -100,19 +122,48 @@ class Shedding:
             if taken and frame.index <= taken[-1][1]:
                 taken.clear()  # a source that counts anew
             taken.append((frame.captured_ns, frame.index))
+        if self._turns is not None:
+            fps = _rate(taken)
+            self._turns.note(
+                frame.source,
+                captured_ns=frame.captured_ns,
+                interval_ns=1e9 / fps if fps > 0 else math.inf,
+                now_ns=now_ns,
+            )
 
-    def _is_too_old(self, frame: Frame) -> bool:
+    def _is_too_old(self, frame: Frame, now_ns: int) -> bool:
         if self._max_age_ms is None or not frame.live:
             return False
-        return time.monotonic_ns() - frame.captured_ns > self._max_age_ms * 1e6
+        return now_ns - frame.captured_ns > self._max_age_ms * 1e6
 
-    def _is_in_turn(self, frame: Frame) -> bool:
+    def _is_due(self, frame: Frame) -> bool:
+        """By the rate that its source should get."""
         if self._max_fps is None or not frame.live:
             return True
         rate = self._rates.get(frame.source)
         if rate is None:
             rate = self._rates[frame.source] = EvenRate(self._max_fps)
-        return rate.keeps(frame.captured_ns / 1e9)  # arrival: results a second are by this clock
+        return rate.is_due(_seconds(frame))
+
+    def _in_turn(self, frames: list[Frame], now_ns: int) -> list[Frame]:
+        """All of the frames, or none where the network should rather wait."""
+        live = [frame for frame in frames if frame.live]
+        if self._turns is not None and frames:
+            names = {frame.source for frame in live}
+            if len(live) == len(frames) and self._turns.should_wait(names, now_ns=now_ns):
+                for frame in frames:
+                    self._stats.dropped("preprocess", frame.source, OUT_OF_TURN)
+                return []
+            self._turns.worked_on(names, now_ns=now_ns)
+        for frame in live:
+            if frame.source in self._rates:
+                self._rates[frame.source].keeps(_seconds(frame))
+        return frames
+
+
+def _seconds(frame: Frame) -> float:
+    """When it arrived: results a second are by this clock."""
+    return frame.captured_ns / 1e9
 
 
 def _is_silent(taken: deque[tuple[int, int]], now_ns: int) -> bool:

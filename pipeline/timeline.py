@@ -51,9 +51,13 @@ class EvenRate:
         self._interval = 0.0 if max_fps is None else 1.0 / max_fps
         self._due = -math.inf
 
+    def is_due(self, seconds: float) -> bool:
+        """Whether keeps() would keep a frame of this time."""
+        return seconds >= self._due - _EARLY * self._interval
+
     def keeps(self, seconds: float | None) -> bool:
         """Whether to keep the frame of this time; times rise. Pictures without a time are kept."""
-        if seconds is None or seconds < self._due - _EARLY * self._interval:
+        if seconds is None or not self.is_due(seconds):
             return seconds is None
         on_schedule = seconds < self._due + self._interval
         self._due = (self._due if on_schedule else seconds) + self._interval

@@ -263,6 +263,22 @@ def test_results_that_are_missing_while_stages_idle_change_nothing() -> None:
         assert control.observe(float(second), Observation((10.0, 10.0), 12.0, 0.3, 0.1)) is None
 
 
+@pytest.mark.parametrize(
+    ("results_fps", "load"),
+    [(6.0, 2.2), (10.0, None)],  # 20 due at 92 ms would never fit; at 45 ms they just would
+)
+def test_waiting_for_turns_counts_where_the_work_would_not_fit_either(
+    results_fps: float, load: float | None
+) -> None:
+    network = 0.55 if load else 0.45
+    seen = Observation((10.0, 10.0), results_fps, network, 0.1, waited=0.85 - network)
+    control = LoadControl(STEPS, target_fps=10.0)
+    changes = [change for i in range(30) if (change := control.observe(float(i), seen))]
+    assert [change.load for change in changes[:1]] == (
+        [pytest.approx(load, rel=0.03)] if load else []
+    )
+
+
 def test_a_camera_that_goes_is_no_overload() -> None:
     """Its frames are counted on for two seconds more, and the machine is nearly full."""
     machine = Machine()

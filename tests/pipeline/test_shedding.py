@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,71 @@ def test_a_batch_is_left_when_all_of_it_has_grown_too_old() -> None:
     assert shedding.admit_batches([old, mixed]) == [mixed]
     once = {"inference": {"too_old": 1}}
     assert drops(stats) == {"a": once, "b": once}
+
+
+class Clock:
+    """Says what it is told."""
+
+    def __init__(self) -> None:
+        self.now_ms = 0
+
+    def __call__(self) -> int:
+        return self.now_ms * 1_000_000
+
+
+def _at(captured_ms: int, source: str, *, live: bool = True) -> Frame:
+    return replace(
+        frame(captured_ms // 500, source=source, live=live), captured_ns=captured_ms * 1_000_000
+    )
+
+
+def _first_wins(shedding: Shedding, clock: Clock, *, until_ms: int) -> None:
+    """Every 500 ms a frame of a, and one of b 100 ms later; work on a's lasts 400 ms."""
+    for start_ms in range(0, until_ms, 500):
+        clock.now_ms = start_ms
+        of_a = _at(start_ms, "a")
+        assert shedding.admit([of_a]) == [of_a]
+        clock.now_ms = start_ms + 400
+        assert shedding.admit([_at(start_ms + 100, "b")]) == []
+
+
+def test_a_frame_is_left_and_counted_for_a_source_that_always_comes_too_late() -> None:
+    stats, clock = Stats(), Clock()
+    shedding = Shedding(stats=stats, max_age_ms=200.0, clock=clock)
+    _first_wins(shedding, clock, until_ms=1500)  # then the pace of b is known
+    clock.now_ms = 1500
+    assert shedding.admit([_at(1500, "a")]) == []
+    clock.now_ms = 1600
+    of_b = _at(1600, "b")
+    assert shedding.admit([of_b]) == [of_b]
+    assert drops(stats) == {
+        "a": {"preprocess": {"out_of_turn": 1}}, "b": {"preprocess": {"too_old": 3}}
+    }  # fmt: skip
+    assert shedding.waited_ms() == pytest.approx(100.0)
+
+
+def test_no_frame_is_left_for_a_source_that_is_forgotten_nor_beside_a_file() -> None:
+    for forgotten in (True, False):
+        clock = Clock()
+        shedding = Shedding(stats=Stats(), max_age_ms=200.0, clock=clock)
+        _first_wins(shedding, clock, until_ms=1500)
+        clock.now_ms = 1500
+        frames = [_at(1500, "a")]
+        if forgotten:
+            shedding.forget_source("b")
+        else:
+            frames.append(_at(0, "file", live=False))
+        assert shedding.admit(frames) == frames
+
+
+def test_a_frame_that_is_left_out_of_turn_is_not_reckoned_in_the_rate() -> None:
+    stats, clock = Stats(), Clock()
+    shedding = Shedding(stats=stats, max_age_ms=200.0, max_fps=2.0, clock=clock)
+    _first_wins(shedding, clock, until_ms=1500)
+    for now_ms in (1500, 1700):  # the second comes before its time, but none has had its place
+        clock.now_ms = now_ms
+        assert shedding.admit([_at(now_ms, "a")]) == []
+    assert drops(stats)["a"] == {"preprocess": {"out_of_turn": 2}}
 
 
 def _captured(index: int, *, fps: float, source: str = "cam", live: bool = True) -> Frame:
