@@ -23,10 +23,10 @@ import numpy as np
 
 from benchmarks.people import crowd, poses_of, standing_person
 from nets.skeletons import COCO
-from pipeline.demo import picture
 from pipeline.messages import Poses
 from pipeline.overlay import SIDE_COLORS, draw_poses
-from pipeline.video_writer import VideoWriter
+from pipeline.recording.video_writer import VideoWriter
+from pipeline.sources.demo import picture
 
 ROUNDS = 60
 NUM_PICTURES = 90

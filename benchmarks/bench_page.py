@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 from playwright.sync_api import Browser, sync_playwright
 
-from pipeline.page import Page
+from pipeline.page.page import Page
 from tests.page_stand import Stand, serving
 
 CHROMIUM = "/usr/bin/chromium"

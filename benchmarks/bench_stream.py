@@ -52,7 +52,6 @@ from kernels.scenes import paint_people
 from nets.aggregation import Maps
 from nets.checkpoints import Model, load_model, random_model
 from nets.engines import Engine, load_engine
-from pipeline import demo
 from pipeline.config import PreprocessConfig, SourceConfig, StreamConfig
 from pipeline.decoder import open_source
 from pipeline.inference import Inference
@@ -60,7 +59,8 @@ from pipeline.messages import Frame
 from pipeline.network import DEFAULT_WEIGHTS
 from pipeline.poses import FindPoses, decode_settings
 from pipeline.preprocess import Preprocess
-from pipeline.source import SourceSettings
+from pipeline.sources import demo
+from pipeline.sources.source import SourceSettings
 from pipeline.stream import Stream
 
 NETS = ("higher_hrnet_lite", "higher_mobile")

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.decoder import open_source
-from pipeline.source import Source, SourceSettings
+from pipeline.sources.source import Source, SourceSettings
 from tests.clips import write_clip
 from tests.rtsp_server import RtspServer, why_unavailable
 from tests.scripted_rtsp import scripted_rtsp

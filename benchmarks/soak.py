@@ -53,8 +53,8 @@ from benchmarks.soak_clients import (
 )
 from benchmarks.soak_meter import Meter
 from benchmarks.soak_verdicts import Record
-from pipeline import demo
-from pipeline.segment_index import read_index
+from pipeline.recording.segment_index import read_index
+from pipeline.sources import demo
 from tests.clips import write_clip
 from tests.rtsp_server import RtspServer, why_unavailable
 

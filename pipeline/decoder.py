@@ -17,12 +17,12 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline import demo
-from pipeline.drawn_source import DrawnSource, TestPattern, parse_test_pattern
-from pipeline.file_source import ImageFiles, VideoFile
-from pipeline.live_source import LiveSource
 from pipeline.redaction import redact
-from pipeline.source import Source, SourceError, SourceSettings
+from pipeline.sources import demo
+from pipeline.sources.drawn_source import DrawnSource, TestPattern, parse_test_pattern
+from pipeline.sources.file_source import ImageFiles, VideoFile
+from pipeline.sources.live_source import LiveSource
+from pipeline.sources.source import Source, SourceError, SourceSettings
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}

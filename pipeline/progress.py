@@ -13,7 +13,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from pipeline.redaction import RedactedFormatter
-from pipeline.source import Source
+from pipeline.sources.source import Source
 from pipeline.stats import SourceSnapshot, Stats
 
 _console = Console(stderr=True)

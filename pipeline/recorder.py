@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.messages import Frame, Poses
-from pipeline.outputs import OutputNames, check_output_file, check_output_folder, file_word
+from pipeline.recording.outputs import (
+    OutputNames,
+    check_output_file,
+    check_output_folder,
+    file_word,
+)
 from pipeline.schema import (
     encode_json,
     new_session,

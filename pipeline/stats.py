@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
-from pipeline.source_state import SourceState, SourceStatus
+from pipeline.sources.source_state import SourceState, SourceStatus
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

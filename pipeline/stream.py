@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pipeline.config import ConfigError, SourceConfig, StreamConfig
-from pipeline.contract import LoadWatch, StepTaker, check_contract, degraded, steps_for
-from pipeline.counted import Counted, CountedSink, give_present
 from pipeline.decoder import is_live
+from pipeline.load.contract import LoadWatch, StepTaker, check_contract, degraded, steps_for
+from pipeline.load.shedding import Shedding
 from pipeline.messages import NetOutput, Poses
 from pipeline.overlay import Draw, SharedPictures, drawn_picture, picture
-from pipeline.page import Page
-from pipeline.page_api import PageSubject
+from pipeline.page.page import Page
+from pipeline.page.page_api import PageSubject
 from pipeline.placement import Placement, cuda_devices
 from pipeline.processes import PARTS, Children, Part, endpoint, is_orphan
 from pipeline.progress import Progress, start_logging
@@ -35,9 +35,9 @@ from pipeline.publisher import Publisher
 from pipeline.queues import Policy, Queue
 from pipeline.recorder import CocoResults, JsonLines, OpenPoseFolder
 from pipeline.schema import StreamStatus, new_session
-from pipeline.shedding import Shedding
-from pipeline.source import SourceError
-from pipeline.source_set import SourceSet
+from pipeline.sources.counted import Counted, CountedSink, give_present
+from pipeline.sources.source import SourceError
+from pipeline.sources.source_set import SourceSet
 from pipeline.stage import Stage
 from pipeline.stats import Stats
 from pipeline.stop_request import StopRequest

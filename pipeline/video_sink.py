@@ -11,11 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.messages import Poses
-from pipeline.outputs import OutputNames, check_output_file
 from pipeline.overlay import Draw
-from pipeline.segment_index import SegmentIndex
-from pipeline.segments import Recording
-from pipeline.video_writer import VIDEO_SUFFIXES
+from pipeline.recording.outputs import OutputNames, check_output_file
+from pipeline.recording.segment_index import SegmentIndex
+from pipeline.recording.segments import Recording
+from pipeline.recording.video_writer import VIDEO_SUFFIXES
 
 
 class VideoSink:

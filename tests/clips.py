@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.decoder import open_source
 from pipeline.messages import Frame
-from pipeline.source import Source, SourceError, SourceSettings
+from pipeline.sources.source import Source, SourceError, SourceSettings
 
 SIZE = (96, 128)
 PATIENCE_SECONDS = 30.0

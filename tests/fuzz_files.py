@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.config import load_config
 from pipeline.decoder import open_source
-from pipeline.source import SourceError, SourceSettings
+from pipeline.sources.source import SourceError, SourceSettings
 from pipeline.stream import Stream
 from tests.clips import write_clip
 from tests.painted import grid_people, paint, painted_model

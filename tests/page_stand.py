@@ -15,8 +15,8 @@ import numpy as np
 from benchmarks.people import poses_of, standing_person
 from pipeline.config import PageConfig, SourceConfig
 from pipeline.messages import Poses
-from pipeline.page import Page
-from pipeline.page_api import PageSubject
+from pipeline.page.page import Page
+from pipeline.page.page_api import PageSubject
 from pipeline.schema import StreamStatus
 from pipeline.stats import Stats
 

@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from pipeline import av_video, file_source
-from pipeline.card_video import copies_of
+from pipeline.sources import av_video, file_source
+from pipeline.sources.card_video import copies_of
 
 
 class CardArray:

@@ -18,7 +18,7 @@ import av
 import cv2
 import pytest
 
-from pipeline import demo
+from pipeline.sources import demo
 from run_stream import main
 from tests.rtsp_server import RtspServer, why_unavailable
 

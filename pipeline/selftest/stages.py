@@ -28,12 +28,12 @@ from kernels.scenes import Scene, paint_people
 from nets.aggregation import Maps
 from nets.checkpoints import Model
 from nets.engines import TorchEngine
-from pipeline import demo
 from pipeline.config import PosesConfig
 from pipeline.messages import Frame
 from pipeline.poses import decode_settings
 from pipeline.preprocess import Preprocess
 from pipeline.selftest.ceilings import Ceilings, Floor, floor_of
+from pipeline.sources import demo
 
 Works = Mapping[str, tuple[Callable[[], object], Floor]]
 NUM_PEOPLE = 10

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.decoder import is_live, open_source
-from pipeline.source import SourceError
+from pipeline.sources.source import SourceError
 from tests.clips import open_with, written
 
 

@@ -22,9 +22,10 @@ import av
 import pytest
 import zmq
 
-from pipeline import queues, source_set
+from pipeline import queues
 from pipeline.config import ConfigError, SourceConfig, StreamConfig, load_config
-from pipeline.source import SourceError
+from pipeline.sources import source_set
+from pipeline.sources.source import SourceError
 from pipeline.stream import Stream
 from tests import running_stream
 from tests.painted import painted_model

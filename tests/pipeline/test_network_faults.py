@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.source import SourceError
+from pipeline.sources.source import SourceError
 from tests.clips import SIZE, open_with, read, reading, wait_until, write_clip
 from tests.lossy_relay import LossyRelay
 from tests.rtsp_server import RtspServer, why_unavailable

@@ -12,8 +12,8 @@ import pytest
 from pipeline.config import ConfigError, StreamConfig, load_config
 from pipeline.messages import Poses
 from pipeline.overlay import drawn_picture
-from pipeline.page import Page
-from pipeline.page_viewers import View
+from pipeline.page.page import Page
+from pipeline.page.page_viewers import View
 from pipeline.stream import Stream, _draw, _sink_names
 from run_stream import _parser, _settings
 from tests.page_stand import COLOR_BGR, Stand, picture_of, serving, split_body

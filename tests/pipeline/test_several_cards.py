@@ -16,7 +16,7 @@ from nets.aggregation import Maps
 from nets.checkpoints import Model
 from nets.engines import TorchEngine
 from nets.skeletons import COCO
-from pipeline import card_video, network, stream
+from pipeline import network, stream
 from pipeline.card import LANES, Cards, CardSettings, Lane, Lanes
 from pipeline.config import StreamConfig, load_config
 from pipeline.inference import Engine, Inference
@@ -25,6 +25,7 @@ from pipeline.placement import Placement
 from pipeline.poses import FindPoses
 from pipeline.preprocess import Preprocess
 from pipeline.queues import Stopped
+from pipeline.sources import card_video
 from pipeline.stream import Stream
 from tests import running_stream
 from tests.clips import write_clip

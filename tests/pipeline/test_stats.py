@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.source_state import SourceState, SourceStatus
+from pipeline.sources.source_state import SourceState, SourceStatus
 from pipeline.stats import LoadSnapshot, Stats
 
 

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.people import poses_of, standing_person
 from pipeline.messages import Poses
 from pipeline.overlay import drawn_picture, picture
-from pipeline.segment_index import read_index
+from pipeline.recording.segment_index import read_index
 from pipeline.video_sink import VideoSink
 
 GREY = 90
