@@ -116,6 +116,10 @@ class OptimiserConfig(_Settings):
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: NotNegative = 0.0
     """Of convolution and linear weights, never of norms and biases; adamw only."""
+    unit: Literal["absolute", "channel"] = "absolute"
+    """Of a step. channel: the size that a channel's weights had at the start. Where norms were
+    folded into the weights, as in MoveNet, sizes differ by a million, and a step that one channel
+    hardly feels spoils the next."""
     rates: dict[str, NotNegative] = {}
     """Factor on `rate` for the weights whose name begins so; the longest such name counts.
     0 freezes them. For example {backbone: 0.1, backbone.stem: 0}."""
@@ -126,6 +130,8 @@ class OptimiserConfig(_Settings):
     def _decay_is_of_adamw(self) -> OptimiserConfig:
         if self.weight_decay and self.kind == "adam":
             raise ValueError("weight_decay is for kind: adamw; adam has none, as published")
+        if self.weight_decay and self.unit == "channel":
+            raise ValueError("weight_decay goes with unit: absolute alone")
         return self
 
 

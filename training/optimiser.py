@@ -4,7 +4,8 @@ import difflib
 import logging
 from collections import defaultdict
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from training.config import ConfigError, OptimiserConfig
@@ -19,7 +20,8 @@ def make_optimiser(net: nn.Module, settings: OptimiserConfig) -> Optimizer:
 
     A weight's rate is settings.rate times the factor of the longest name in settings.rates that its
     own name begins with (whole words between dots). Factor 0 sets requires_grad to False. Every
-    group keeps its full rate under "full_rate"; set_rates scales it.
+    group keeps its full rate under "full_rate"; set_rates scales it. With unit "channel" steps are
+    in units of channel_sizes(net), as it is now.
     """
     _check_prefixes(net, settings)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
@@ -34,7 +36,7 @@ def make_optimiser(net: nn.Module, settings: OptimiserConfig) -> Optimizer:
     if not learning:
         raise ConfigError("optimiser.rates freezes every weight; give one part a factor above 0")
     kind = AdamW if settings.kind == "adamw" else Adam
-    return kind(
+    optimiser = kind(
         [
             {
                 "params": weights,
@@ -48,6 +50,50 @@ def make_optimiser(net: nn.Module, settings: OptimiserConfig) -> Optimizer:
         betas=settings.betas,
         fused=True,
     )
+    if settings.unit == "channel":
+        _scale_steps(optimiser, channel_sizes(net))
+    return optimiser
+
+
+def channel_sizes(net: nn.Module) -> dict[Tensor, Tensor]:
+    """How large the weights of each output channel are; broadcasts over its parameter.
+
+    Of convolutions and linear layers: the root of the mean square, and for a bias that or its own
+    magnitude, whichever is larger. A channel without weights counts as the mean one. 1 elsewhere.
+    """
+    sizes: dict[Tensor, Tensor] = {weight: torch.ones_like(weight) for weight in net.parameters()}
+    for module in net.modules():
+        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            continue
+        weight = module.weight.detach()
+        # The output channels of a ConvTranspose2d lie second, and there for each group anew.
+        channels = 1 if isinstance(module, nn.ConvTranspose2d) else 0
+        others = [dim for dim in range(weight.ndim) if dim != channels]
+        size = weight.square().mean(dim=others, keepdim=True).sqrt()
+        size = torch.where(size > 0, size, weight.square().mean().sqrt())
+        sizes[module.weight] = size
+        if module.bias is not None:
+            of_bias = size.flatten() if size.numel() == len(module.bias) else size.mean()
+            sizes[module.bias] = torch.maximum(module.bias.detach().abs(), of_bias)
+    return sizes
+
+
+def _scale_steps(optimiser: Optimizer, sizes: dict[Tensor, Tensor]) -> None:
+    """Make every step `size` times as long. Adam's own length does not depend on the gradient's."""
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+    before: list[Tensor] = []
+
+    def keep(*_: object) -> None:
+        before[:] = [weight.detach().clone() for weight in weights]
+
+    def scale(*_: object) -> None:
+        with torch.no_grad():
+            for weight, start in zip(weights, before, strict=True):
+                weight.sub_(start).mul_(sizes[weight]).add_(start)
+        before.clear()
+
+    optimiser.register_step_pre_hook(keep)
+    optimiser.register_step_post_hook(scale)
 
 
 def set_rates(optimiser: Optimizer, factor: float) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from nets import build_net
 from tests.training.tiny import TINY_NET
 from training.config import ConfigError, OptimiserConfig
-from training.optimiser import make_optimiser, set_norms, set_rates
+from training.optimiser import channel_sizes, make_optimiser, set_norms, set_rates
 
 
 @pytest.fixture
@@ -73,3 +73,65 @@ def test_norms_of_frozen_parts_keep_their_statistics(net: nn.Module) -> None:
     changed = {n for n, value in net.named_buffers() if not torch.equal(value, before[n])}
     assert changed
     assert not any(name.startswith("backbone.") for name in changed)
+
+
+# --- steps in units of a channel -----------------------------------------------------------------
+
+
+def _two_layers(factors: torch.Tensor) -> nn.Sequential:
+    """A convolution whose channels are so much larger, and a depthwise one that takes it back."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, groups=6, bias=False))
+    of = dict(net.named_parameters())
+    with torch.no_grad():
+        of["0.weight"].mul_(factors[:, None, None, None])
+        of["0.bias"].mul_(factors)
+        of["1.weight"].div_(factors[:, None, None, None])
+    return net
+
+
+@pytest.mark.parametrize("unit", ["channel", "absolute"])
+def test_in_units_of_channels_it_does_not_matter_how_sizes_are_shared_out(unit: str) -> None:
+    """Two nets that are one function stay one function, whichever layer's weights are large."""
+    images = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(2))
+    outputs = []
+    for factors in (torch.ones(6), 4.0 ** torch.arange(-5, 7, 2)):
+        net = _two_layers(factors)
+        settings = OptimiserConfig.model_validate({"rate": 0.01, "unit": unit})
+        optimiser = make_optimiser(net, settings)
+        set_rates(optimiser, 1.0)
+        for _ in range(3):
+            optimiser.zero_grad()
+            (net(images) - 1).square().sum().backward()
+            optimiser.step()
+        outputs.append(net(images).detach())
+    same = torch.allclose(outputs[0], outputs[1], rtol=1e-3, atol=1e-4)
+    assert same == (unit == "channel")
+
+
+def test_the_first_step_is_as_long_as_rate_and_channel_say() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 4), nn.BatchNorm2d(2))
+    with torch.no_grad():
+        dict(net.named_parameters())["0.weight"][1] = 0  # counts as the mean channel
+    sizes = {name: channel_sizes(net)[weight] for name, weight in net.named_parameters()}
+    before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
+    optimiser = make_optimiser(net, OptimiserConfig(rate=0.01, unit="channel"))
+    set_rates(optimiser, 0.5)
+    weighting = torch.rand(1, 2, 13, 13)
+    (net(torch.rand(1, 3, 12, 12)) * weighting).square().sum().backward()
+    optimiser.step()
+    rows = before["0.weight"].square().mean(dim=(1, 2, 3)).sqrt()
+    rows[1] = before["0.weight"].square().mean().sqrt()
+    assert torch.allclose(sizes["0.weight"].flatten(), rows)
+    columns = before["1.weight"].square().mean(dim=(0, 2, 3)).sqrt()
+    assert torch.allclose(sizes["1.weight"].flatten(), columns)
+    for name, weight in net.named_parameters():
+        if weight.grad is None or not (weight.grad.abs() > 1e-4).all():
+            continue  # where Adam's epsilon would count
+        step = (weight.detach() - before[name]).abs()
+        assert torch.allclose(step, (0.005 * sizes[name]).expand_as(step), rtol=2e-2), name
+
+
+def test_decay_in_units_of_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match="goes with unit: absolute"):
+        OptimiserConfig(kind="adamw", weight_decay=0.1, unit="channel")
