@@ -7,14 +7,16 @@ The thread that runs frames() alone touches a container once it is open; closing
 crashes the process. It reads without a pause, so that no delay builds up in the network; what is
 too much is dropped behind it. FFmpeg's side of decoding is av_video.py.
 
-A server that is just starting may take a connection and forget it. So of a camera that has answered
-before, every second try waits only three times as long as it took then, but 1.5 s at least.
+A server that is just starting may take a connection and forget it. So with a camera that has
+answered before, a try is left to itself after three times as long as it took then (but 1.5 s at
+least), and the next begins, which has twice the time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import threading
 import time
@@ -60,6 +62,10 @@ _WORDS: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
+class _LeftError(TimeoutError):
+    """A try takes too long; it may end by itself."""
+
+
 class LiveSource(NumberedSource):
     """A camera or a stream from the network. Loss of the connection is no end: it reconnects."""
 
@@ -75,7 +81,7 @@ class LiveSource(NumberedSource):
         self._lost_at: float | None = None
         self._problem = ""
         self._refusals = 0  # in a row
-        self._tries = 0  # since the last picture
+        self._left = 0  # tries left to themselves since the last picture
         self._answered_in_seconds = 0.0  # the last time
         self._size = (0, 0)
         self._occasionally = Occasionally()
@@ -85,7 +91,7 @@ class LiveSource(NumberedSource):
             self._connected = False
             failure: Exception | None = None  # a server that dies is no error for FFmpeg
             try:
-                container = _unless(self._stopped, self._connect)
+                container = self._connected_container()
                 if container is None:
                     return
                 with container:
@@ -104,11 +110,29 @@ class LiveSource(NumberedSource):
 
     # --- connecting ----------------------------------------------------------------------------
 
+    def _connected_container(self) -> av.container.InputContainer | None:
+        """One try; None when stopped."""
+        started = time.monotonic()
+        try:
+            container = _unless(
+                self._stopped, self._connect, patience_seconds=self._patience_seconds()
+            )
+        except _LeftError:
+            self._left += 1
+            raise
+        self._answered_in_seconds = time.monotonic() - started
+        return container
+
+    def _patience_seconds(self) -> float:
+        """After which a try is left to itself; FFmpeg gives up by its own timeouts."""
+        if not self._delivered:
+            return math.inf
+        usual = max(_QUICK_ANSWER_SECONDS, 3 * self._answered_in_seconds)
+        return usual * 2.0 ** min(self._left, 10)
+
     def _connect(self) -> av.container.InputContainer:
         """Open the stream; where a quick look finds no video, with FFmpeg's longer one."""
-        started = time.monotonic()
         container = self._open()
-        self._answered_in_seconds = time.monotonic() - started
         if not container.streams.video and self._quick:
             container.close()
             self._quick = False
@@ -120,24 +144,16 @@ class LiveSource(NumberedSource):
         return container
 
     def _open(self) -> av.container.InputContainer:
-        open_seconds, self._tries = self._open_seconds(), self._tries + 1
         options = self._options() | dict(self._settings.options)
         with opening_on(self._settings.device) as hwaccel:
             return av.open(
                 self._url,
                 format=self._format_name,
                 options=options | ({} if self._format_name else NETWORK_ONLY),
-                timeout=(open_seconds, self._settings.read_timeout_seconds),
+                timeout=(self._settings.open_timeout_seconds, self._settings.read_timeout_seconds),
                 metadata_errors="replace",  # a camera's name need not be UTF-8
                 hwaccel=hwaccel,
             )
-
-    def _open_seconds(self) -> float:
-        """How long this try waits for an answer."""
-        longest = self._settings.open_timeout_seconds
-        if not self._delivered or self._tries % 2:
-            return longest
-        return min(longest, max(_QUICK_ANSWER_SECONDS, 3 * self._answered_in_seconds))
 
     def _options(self) -> dict[str, str]:
         """FFmpeg's options for a quick start.
@@ -188,7 +204,8 @@ class LiveSource(NumberedSource):
             plan = "trying again every 30 to 300 s, lest the camera lock us out"
         else:
             state = SourceState.RECONNECTING if self._delivered else SourceState.CONNECTING
-            seconds = random.uniform(*_RETRY_SECONDS)
+            left = isinstance(failure, _LeftError)  # which has waited enough
+            seconds = 0.0 if left else random.uniform(*_RETRY_SECONDS)
             plan = "trying again until it works"
         self._health.lost(state, reason=problem, word=_word(failure))
         if problem != self._problem:  # one line for an outage, however many tries it takes
@@ -211,7 +228,7 @@ class LiveSource(NumberedSource):
             self._say(logging.INFO, "size", f"the picture is now {width}x{height}, not {before}")
         self._connected = self._delivered = True
         self._lost_at, self._problem, self._size = None, "", size
-        self._refusals = self._tries = 0
+        self._refusals = self._left = 0
 
     def _say(self, level: int, kind: str, text: str) -> None:
         """Log one line, or none if there was such a line within the minute."""
@@ -234,12 +251,15 @@ def _word(failure: Exception | None) -> str:
 
 
 def _unless(
-    stopped: threading.Event, connect: Callable[[], av.container.InputContainer]
+    stopped: threading.Event,
+    connect: Callable[[], av.container.InputContainer],
+    *,
+    patience_seconds: float,
 ) -> av.container.InputContainer | None:
     """connect() in a thread of its own, so that stop() need not wait for a camera's answer.
 
-    None when stopped meanwhile; a container that comes after all is closed by the thread that
-    opened it, before anybody else has seen it.
+    None when stopped meanwhile, _LeftError when it takes too long; a container that comes after
+    all is closed by the thread that opened it, before anybody else has seen it.
     """
     opening: Future[av.container.InputContainer] = Future()
 
@@ -256,7 +276,10 @@ def _unless(
             container.close()
 
     threading.Thread(target=work, name="connect", daemon=True).start()
+    deadline = time.monotonic() + patience_seconds
     while not wait([opening], timeout=0.05).done:
         if stopped.is_set() and opening.cancel():
             return None
+        if time.monotonic() > deadline and opening.cancel():
+            raise _LeftError("no answer yet")
     return opening.result()
