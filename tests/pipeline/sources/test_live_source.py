@@ -35,6 +35,7 @@ from tests.clips import (
     written,
 )
 from tests.rtsp_server import RtspServer, why_unavailable
+from tests.scripted_rtmp import scripted_rtmp
 from tests.scripted_rtsp import scripted_rtsp
 
 needs_rtsp_server = pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable())
@@ -464,6 +465,23 @@ def test_a_motion_jpeg_camera_is_live_and_comes_back(web: str) -> None:
     assert [frame.index for frame in frames] == list(range(12))
     assert all(frame.full_range for frame in frames)
     assert [number_of(frame) for frame in frames] == [*range(8), *range(4)]
+
+
+@pytest.mark.timeout(60)
+def test_rtmp_is_live_and_comes_back_and_its_stream_key_stays_secret(
+    clip: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with scripted_rtmp(clip) as url:
+        source = open_with(url, max_frames=60)
+        assert source.live
+        frames = list(source.frames())
+    assert [frame.index for frame in frames] == list(range(60))
+    assert all(frame.size == SIZE for frame in frames)
+    assert [number_of(frame) for frame in frames] == 2 * list(range(30))
+    assert "connected again after" in caplog.text
+    assert "secret-key" not in caplog.text
+    assert "secret-key" not in source.name
 
 
 @pytest.mark.timeout(60)
