@@ -23,6 +23,7 @@ import av.error
 import numpy as np
 from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, VideoReformatter
+from av.video.stream import VideoStream
 
 from pipeline.messages import ColorSpace, PixelFormat
 from pipeline.redaction import redact
@@ -70,6 +71,11 @@ class NoPictureError(TimeoutError):
     """Data comes, but for long no picture has come of it."""
 
 
+def decodable(container: av.container.InputContainer) -> list[VideoStream]:
+    """The video streams that there is a decoder for."""
+    return [stream for stream in container.streams.video if stream.codec_context is not None]
+
+
 class VideoReader:
     """Decodes the video of one open container. Belongs to the thread that opened the container."""
 
@@ -78,13 +84,13 @@ class VideoReader:
     ) -> None:
         """
         Args:
-            container: just opened, with a video stream.
+            container: just opened, with a decodable video stream.
             threads: FFmpeg's thread type. AUTO for files; NONE for live sources, for the others
                 hold pictures back (frame threads) or never flag damaged ones (slice threads).
             device: the CUDA device that the container was opened on (card_video.opening_on).
         """
         self._container = container
-        self._stream = container.streams.video[0]
+        self._stream = decodable(container)[0]
         # Every frame thread takes one more of NVDEC's surfaces, of which there are 32 at most.
         self._stream.thread_type = "NONE" if self._stream.codec_context.is_hwaccel else threads
         self._device = device

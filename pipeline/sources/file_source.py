@@ -18,7 +18,14 @@ import cv2
 import numpy as np
 
 from pipeline.redaction import redact
-from pipeline.sources.av_video import BACKEND_ERRORS, NETWORK_ONLY, Picture, VideoReader, reason_of
+from pipeline.sources.av_video import (
+    BACKEND_ERRORS,
+    NETWORK_ONLY,
+    Picture,
+    VideoReader,
+    decodable,
+    reason_of,
+)
 from pipeline.sources.card_video import opening_on
 from pipeline.sources.source import NumberedSource, SourceError, SourceSettings, decoded_where
 
@@ -60,9 +67,10 @@ class VideoFile(NumberedSource):
         if container.format.name == "tty":  # FFmpeg draws any text file as a terminal would
             container.close()
             raise SourceError(f"{self._shown}: this is text, not a video")
-        if not container.streams.video:
+        if not decodable(container):
+            what = "video of an unknown coding" if container.streams.video else "no video"
             container.close()
-            raise SourceError(f"{self._shown}: holds no video")
+            raise SourceError(f"{self._shown}: holds {what}")
         return container
 
     def _pictures(self) -> Generator[Picture, None, None]:

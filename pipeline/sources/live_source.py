@@ -34,6 +34,7 @@ from pipeline.sources.av_video import (
     NoPictureError,
     Picture,
     VideoReader,
+    decodable,
     reason_of,
 )
 from pipeline.sources.card_video import opening_on
@@ -133,14 +134,14 @@ class LiveSource(NumberedSource):
     def _connect(self) -> av.container.InputContainer:
         """Open the stream; where a quick look finds no video, with FFmpeg's longer one."""
         container = self._open()
-        if not container.streams.video and self._quick:
+        if not decodable(container) and self._quick:
             container.close()
             self._quick = False
             _logger.info("%s: a quick look finds no video; taking a longer one", self.name)
             container = self._open()
-        if not container.streams.video:
+        if not decodable(container):
             container.close()
-            raise OSError("the stream carries no video")
+            raise OSError("the stream carries no video that can be decoded")
         return container
 
     def _open(self) -> av.container.InputContainer:

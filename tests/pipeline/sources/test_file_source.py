@@ -200,6 +200,14 @@ def test_damaged_packets_are_skipped_one_by_one(
     ]
 
 
+def test_a_video_of_an_unknown_coding_is_an_error(tmp_path: Path, clip: Path) -> None:
+    data = clip.read_bytes()
+    assert data.count(b"avc1") >= 1
+    odd = written(tmp_path / "odd.mp4", data.replace(b"avc1", b"zzzz"))
+    with pytest.raises(SourceError, match="holds video of an unknown coding"):
+        open_source(str(odd))
+
+
 def test_a_video_without_its_index_or_without_pictures_is_an_error(
     tmp_path: Path, clip: Path
 ) -> None:
