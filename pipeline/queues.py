@@ -35,6 +35,7 @@ This file knows nothing of stages, and of messages only what wire.py knows.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -560,6 +561,7 @@ class _Outlet:
         newer: Callable[[], Message | None] | None = None,
     ) -> None:
         self._scheme = _scheme(endpoint)
+        self.endpoint = endpoint
         self._pixels = pixels
         self._drops = drops
         self._newer = newer
@@ -664,6 +666,11 @@ class _Outlet:
             self._in_flight = None
         if self._link is not None:
             self._link.close()
+        if self._scheme == "inproc" and not self._socket.closed:
+            # At once: closing alone leaves it to a thread of ZeroMQ, and a receiver that connects
+            # to the next sender of this name would find the old one.
+            with contextlib.suppress(zmq.ZMQError):
+                self._socket.unbind(self.endpoint)
         self._socket.close(linger=0)
         if self._slots is not None:
             self._slots.close()

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -519,6 +519,17 @@ def test_teardown_leaks_nothing(endpoint: Callable[[str], str], scheme: str) -> 
 
 
 # Shared memory
+
+
+@pytest.mark.parametrize("policy", ["wait", "drop_oldest"])
+def test_a_name_can_be_used_again_at_once(policy: Literal["wait", "drop_oldest"]) -> None:
+    """ZeroMQ takes its time to forget a socket; no receiver may meet the one before."""
+    for number in range(200):
+        with Receiver("inproc://again") as receiver:
+            sending = send_all("inproc://again", [number], policy=policy)
+            assert take(receiver) == number
+            assert take(receiver) is END
+            sending.result()
 
 
 def test_a_held_frame_keeps_its_pixels_and_held_slots_stop_the_sender(
