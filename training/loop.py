@@ -144,25 +144,24 @@ class Training:
         self._lock = OnlyWriter(output) if ranks.is_first else None
         self._restore(resume)
         self._parallel = net if ranks.world == 1 else DistributedDataParallel(net)
+        plan = target_plan(net.settings, config.target)
+        self.teacher = None
+        if config.teacher is not None:
+            self.teacher = Teacher(
+                config.teacher,
+                self.model,
+                plan=plan,
+                device=ranks.device,
+                threads=config.threads,
+            )
         self.examples = Examples(
             sets,
             shares=[part.share for part in config.data.train],
             augment=config.augment,
             target=config.target,
-            plan=target_plan(net.settings, config.target),
+            plan=() if self.teacher else plan,  # what a teacher puts there need not be drawn
             seed=config.seed,
             length=config.schedule.images_per_epoch,
-        )
-        self.teacher = (
-            None
-            if config.teacher is None
-            else Teacher(
-                config.teacher,
-                self.model,
-                plan=self.examples.plan,
-                device=ranks.device,
-                threads=config.threads,
-            )
         )
         self.positions = Positions(
             len(self.examples),

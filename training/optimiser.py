@@ -61,7 +61,7 @@ def channel_sizes(net: nn.Module) -> dict[Tensor, Tensor]:
     Of convolutions and linear layers: the root of the mean square, and for a bias that or its own
     magnitude, whichever is larger. A channel without weights counts as the mean one. 1 elsewhere.
     """
-    sizes: dict[Tensor, Tensor] = {weight: torch.ones_like(weight) for weight in net.parameters()}
+    sizes: dict[Tensor, Tensor] = {weight: weight.new_ones(()) for weight in net.parameters()}
     for module in net.modules():
         if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             continue

@@ -104,7 +104,7 @@ def taught(
 
 def _scaled(images: Tensor, scale: float) -> Tensor:
     if scale == 1:
-        return images.contiguous()
+        return images
     size = round(images.shape[-1] * scale)
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=scale < 1)
 
