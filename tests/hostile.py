@@ -18,6 +18,8 @@ from contextlib import contextmanager
 
 import aiohttp
 
+from tests.tcp_server import tcp_server
+
 SECRET = "geheim"
 """Part of every password that is sent; it must not turn up in a log or an answer."""
 PATIENCE_SECONDS = 20.0
@@ -211,7 +213,6 @@ def zmq_garbage(dice: random.Random, port: int) -> str:
 def garbage_camera(seed: int = 0) -> Iterator[int]:
     """Port of a server that answers whatever RTSP asks with almost an answer, or with noise."""
     dice = random.Random(seed)
-    done = threading.Event()
 
     def answer(request: bytes) -> bytes:
         lines = [b"RTSP/1.0 200 OK", b"CSeq: 1", b"Session: 1;timeout=-5",
@@ -231,7 +232,7 @@ def garbage_camera(seed: int = 0) -> Iterator[int]:
         packets = b"".join(b"$\0\0\x20" + dice.randbytes(32) for _ in range(20))
         return bytes(text) + b"\r\n\r\n" + dice.choice((sdp, packets, dice.randbytes(5000), b""))
 
-    def serve(client: socket.socket) -> None:
+    def serve(client: socket.socket, done: threading.Event) -> None:
         client.settimeout(0.2)
         with client, contextlib.suppress(OSError):
             while not done.is_set():
@@ -241,18 +242,5 @@ def garbage_camera(seed: int = 0) -> Iterator[int]:
                         return
                     client.sendall(answer(request))
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(0.1)
-
-        def accept() -> None:
-            while not done.is_set():
-                with contextlib.suppress(TimeoutError):
-                    threading.Thread(target=serve, args=(listener.accept()[0],)).start()
-
-        thread = threading.Thread(target=accept)
-        thread.start()
-        try:
-            yield int(listener.getsockname()[1])
-        finally:
-            done.set()
-            thread.join()
+    with tcp_server(serve) as port:
+        yield port

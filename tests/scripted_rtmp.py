@@ -20,6 +20,8 @@ from typing import BinaryIO
 
 import av
 
+from tests.tcp_server import tcp_server
+
 _SET_CHUNK_SIZE, _COMMAND, _VIDEO = 1, 20, 9
 _HANDSHAKE = 1536
 _CHUNK_SIZE = 1 << 20  # every message in one
@@ -31,16 +33,13 @@ _NULL = b"\x05"
 def scripted_rtmp(clip: Path) -> Iterator[str]:
     """The URL of a server that plays the clip's video."""
     tags = list(_flv_tags(clip))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(0.05)
-        done = threading.Event()
-        thread = threading.Thread(target=_accept, args=(listener, done, tags), daemon=True)
-        thread.start()
-        try:
-            yield f"rtmp://127.0.0.1:{listener.getsockname()[1]}/live/secret-key"
-        finally:
-            done.set()
-            thread.join(5)
+
+    def serve(client: socket.socket, done: threading.Event) -> None:
+        client.settimeout(5)
+        _serve(client, done, tags)
+
+    with tcp_server(serve) as port:
+        yield f"rtmp://127.0.0.1:{port}/live/secret-key"
 
 
 def _flv_tags(clip: Path) -> Iterator[tuple[float, bytes]]:
@@ -60,18 +59,6 @@ def _flv_tags(clip: Path) -> Iterator[tuple[float, bytes]]:
         if kind == _VIDEO:
             yield milliseconds / 1e3, data[position + 11 : position + 11 + size]
         position += 11 + size + 4
-
-
-def _accept(
-    listener: socket.socket, done: threading.Event, tags: list[tuple[float, bytes]]
-) -> None:
-    while not done.is_set():
-        try:
-            client, _ = listener.accept()
-        except TimeoutError:
-            continue
-        client.settimeout(5)
-        threading.Thread(target=_serve, args=(client, done, tags), daemon=True).start()
 
 
 def _serve(client: socket.socket, done: threading.Event, tags: list[tuple[float, bytes]]) -> None:

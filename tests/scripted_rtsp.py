@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tests.tcp_server import tcp_server
+
 _DESCRIPTION = (
     "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=scripted\r\nt=0 0\r\nc=IN IP4 127.0.0.1\r\n"
     "m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:track\r\n"
@@ -23,29 +25,13 @@ _DESCRIPTION = (
 def scripted_rtsp(describe: str = "200 OK") -> Iterator[tuple[str, list[str]]]:
     """The URL of a server that answers DESCRIBE so, and the methods that it was asked for."""
     asked: list[str] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(0.05)
-        done = threading.Event()
-        arguments = (listener, done, describe, asked)
-        thread = threading.Thread(target=_accept, args=arguments, daemon=True)
-        thread.start()
-        try:
-            yield f"rtsp://127.0.0.1:{listener.getsockname()[1]}/live", asked
-        finally:
-            done.set()
-            thread.join(5)
 
-
-def _accept(
-    listener: socket.socket, done: threading.Event, describe: str, asked: list[str]
-) -> None:
-    while not done.is_set():
-        try:
-            client, _ = listener.accept()
-        except TimeoutError:
-            continue
+    def talk(client: socket.socket, done: threading.Event) -> None:
         client.settimeout(0.05)
-        threading.Thread(target=_talk, args=(client, done, describe, asked), daemon=True).start()
+        _talk(client, done, describe, asked)
+
+    with tcp_server(talk) as port:
+        yield f"rtsp://127.0.0.1:{port}/live", asked
 
 
 def _talk(client: socket.socket, done: threading.Event, describe: str, asked: list[str]) -> None:

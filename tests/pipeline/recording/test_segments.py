@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from pipeline.messages import Frame
 from pipeline.recording.segment_index import SegmentIndex, read_index
 from pipeline.recording.segments import Recording, segment_path
 from pipeline.recording.video_writer import VideoWriter
+from tests.clips import kill_once_written
 
 START_UNIX_S = 1_795_300_000.1234  # of poses_of
 
@@ -348,16 +348,7 @@ sys.stdin.read()
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_segments_and_their_index_survive_a_kill(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"cam{suffix}"
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(path)],
-        cwd=Path(__file__).parents[3],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"written\n"
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    kill_once_written(KILLED, path)
     segments = list(read_index(tmp_path / f"cam{suffix}.jsonl").values())
     counts = [num_frames(tmp_path / segment.file) for segment in segments]
     assert counts[:2] == [120, 120] == [segment.pictures for segment in segments[:2]]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import resource
-import signal
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +15,7 @@ import pytest
 
 from benchmarks.people import poses_of
 from pipeline.recording.video_writer import VideoWriter
+from tests.clips import kill_once_written
 
 
 @contextmanager
@@ -173,16 +171,7 @@ sys.stdin.read()
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_a_killed_process_leaves_a_readable_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"clip{suffix}"
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(path)],
-        cwd=Path(__file__).parents[3],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"written\n"
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    kill_once_written(KILLED, path)
     assert len(frames_of(path)) >= 269, "more than a second of ten is lost"
 
 
