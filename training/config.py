@@ -189,9 +189,11 @@ class RunConfig(_Settings):
 
 
 class TeacherConfig(_Settings):
-    """A trained model whose heatmaps are learnt in place of drawn ones; labels teach the tags."""
+    """A trained model whose heatmaps are learnt beside or in place of drawn ones."""
 
     weights: Path
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Of the teacher in every heatmap; the rest is drawn. With 1 labels teach the tags alone."""
     scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0, 2.0)
     """Of the example, averaged; each makes a side that the model takes (a multiple of 32)."""
 
@@ -212,7 +214,7 @@ class TrainConfig(_Settings):
     augment: AugmentConfig = AugmentConfig()
     target: TargetConfig = TargetConfig()
     teacher: TeacherConfig | None = None
-    """None: labels teach the heatmaps too."""
+    """None: labels alone teach the heatmaps."""
     loss: LossConfig = LossConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     schedule: ScheduleConfig = ScheduleConfig()

@@ -159,7 +159,7 @@ class Training:
             shares=[part.share for part in config.data.train],
             augment=config.augment,
             target=config.target,
-            plan=() if self.teacher else plan,  # what a teacher puts there need not be drawn
+            plan=() if self.teacher is not None and self.teacher.alone else plan,
             seed=config.seed,
             length=config.schedule.images_per_epoch,
         )

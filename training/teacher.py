@@ -1,12 +1,15 @@
-"""A trained model's heatmaps in place of drawn ones: what several scales know, taught to one.
+"""A trained model's heatmaps beside drawn ones, or in place of them.
 
     images (B, 3, S, S) --scale 1--> teacher --> 1/4 map --------------.
-                        --scale 2--> teacher --> 1/4 map, twice as fine -- mean --> heatmaps
+                        --scale 2--> teacher --> 1/4 map, twice as fine -- mean --.
+                                                                                   +-- heatmaps
+    labels ------------------------------------------- drawn, by 1 - share -------'
 
-A multi-scale test finds more than one pass and takes many times as long (HigherHRNet, Cheng et al.
-2020, table 1). The example that the student sees is run at every scale, so what moved and coloured
-it needs no undoing. Labels still teach the tags. Hinton et al. (2015), "Distilling the Knowledge in
-a Neural Network". This file knows nothing of labels.
+What a network knows already is lost to few labels, unless it goes on hearing its own answers (Li
+and Hoiem 2016, "Learning without Forgetting"). And a multi-scale test finds more than one pass and
+takes many times as long (Cheng et al. 2020, table 1): several scales can be taught to one (Hinton
+et al. 2015, "Distilling the Knowledge in a Neural Network"). The teacher sees the example that the
+student sees, so what moved and coloured it needs no undoing. This file knows nothing of labels.
 """
 
 import logging
@@ -26,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class Teacher:
-    """Puts its heatmaps in place of a batch's.
+    """Puts its heatmaps into a batch.
 
     Args:
         config: which model, and its scales.
@@ -55,26 +58,31 @@ class Teacher:
                     f"teacher {config.weights} has another {what} than the trained net: {own}, "
                     f"expected {wanted}; take a teacher of the same kind"
                 )
-        self._scales = config.scales
+        self._share, self._scales = config.share, config.scales
         self._strides = tuple(entry.stride for entry in plan)
         self._engine: Engine = load_engine(model, device=str(device), threads=threads)
         scales = " ".join(f"{scale:g}" for scale in config.scales)
-        _log.info("heatmaps are taught by %s, scales %s", config.weights, scales)
+        _log.info("%s teaches heatmaps, share %g, scales %s", config.weights, config.share, scales)
+
+    @property
+    def alone(self) -> bool:
+        """Whether a batch needs no heatmaps of its own."""
+        return self._share == 1
 
     @torch.no_grad()
     def teach(self, batch: Batch) -> Batch:
-        """The batch with the teacher's heatmaps, all of them supervised."""
-        side = batch.images.shape[-1]
-        heatmaps = tuple(taught(self._engine, batch.images, self._scales, self._strides))
-        masks = {
-            stride: batch.images.new_ones(
-                (len(batch.images), 1, side // stride, side // stride), dtype=torch.uint8
-            )
-            for stride in set(self._strides)
-        }
-        return batch._replace(
-            heatmaps=heatmaps, masks=tuple(masks[stride] for stride in self._strides)
-        )
+        """The batch with the teacher's heatmaps mixed in by its share, all of them supervised.
+
+        Where a drawn one is masked, and everywhere if the teacher is alone, the teacher's stand.
+        """
+        heatmaps = taught(self._engine, batch.images, self._scales, self._strides)
+        if not self.alone:
+            heatmaps = [
+                torch.where(mask > 0, torch.lerp(drawn, mine, self._share), mine)
+                for mine, drawn, mask in zip(heatmaps, batch.heatmaps, batch.masks, strict=True)
+            ]
+        masks = tuple(torch.ones_like(mine[:, :1], dtype=torch.uint8) for mine in heatmaps)
+        return batch._replace(heatmaps=tuple(heatmaps), masks=masks)
 
 
 def taught(

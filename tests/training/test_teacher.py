@@ -81,24 +81,45 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_batch_keeps_all_but_its_heatmaps(weights: Path) -> None:
-    student = random_model("higher_hrnet_lite", seed=2, **TINY_NET)
-    plan = [Plan(4, None), Plan(2, None)]
-    config = TeacherConfig(weights=weights, scales=(1.0,))
-    teacher = Teacher(config, student, plan=plan, device=torch.device("cpu"), threads=1)
-    drawn = tuple(torch.full((2, 17, side, side), 7.0) for side in (16, 32))
-    hidden = tuple(torch.zeros(2, 1, side, side, dtype=torch.uint8) for side in (16, 32))
+def a_batch(*, drawn: float, mask: int) -> Batch:
+    heatmaps = tuple(torch.full((2, 17, side, side), drawn) for side in (16, 32))
+    masks = tuple(torch.full((2, 1, side, side), mask, dtype=torch.uint8) for side in (16, 32))
     images = torch.randn(2, 3, SIDE, SIDE)
-    batch = Batch(
-        images, drawn, hidden, torch.zeros(2, 1, 17, 2), ((1,), (2,)), (("a",), ("b",)), (),
+    return Batch(
+        images, heatmaps, masks, torch.zeros(2, 1, 17, 2), ((1,), (2,)), (("a",), ("b",)), (),
         (0, 0), (0, 2),
     )  # fmt: skip
-    result = teacher.teach(batch)
-    assert [h.shape for h in result.heatmaps] == [h.shape for h in drawn]
+
+
+def a_teacher(weights: Path, *, share: float) -> Teacher:
+    student = random_model("higher_hrnet_lite", seed=2, **TINY_NET)
+    config = TeacherConfig(weights=weights, scales=(1.0,), share=share)
+    plan = [Plan(4, None), Plan(2, None)]
+    return Teacher(config, student, plan=plan, device=torch.device("cpu"), threads=1)
+
+
+def test_a_batch_keeps_all_but_its_heatmaps(weights: Path) -> None:
+    batch = a_batch(drawn=7.0, mask=0)
+    result = a_teacher(weights, share=1).teach(batch)
+    assert [h.shape for h in result.heatmaps] == [h.shape for h in batch.heatmaps]
     assert all((mask == 1).all() for mask in result.masks)
-    assert all(mask.shape == old.shape for mask, old in zip(result.masks, hidden, strict=True))
-    assert result._replace(heatmaps=drawn, masks=hidden) == batch
+    assert [mask.shape for mask in result.masks] == [mask.shape for mask in batch.masks]
+    assert result._replace(heatmaps=batch.heatmaps, masks=batch.masks) == batch
     assert not any(heatmaps.requires_grad for heatmaps in result.heatmaps)
+
+
+def test_labels_and_teacher_share_a_heatmap_but_for_what_is_masked(weights: Path) -> None:
+    batch = a_batch(drawn=7.0, mask=1)
+    masks = tuple(mask.clone() for mask in batch.masks)
+    for mask in masks:
+        mask[:, :, :5] = 0
+    batch = batch._replace(masks=masks)
+    alone = a_teacher(weights, share=1).teach(batch)
+    shared = a_teacher(weights, share=0.25).teach(batch)
+    for mine, mixed in zip(alone.heatmaps, shared.heatmaps, strict=True):
+        assert torch.equal(mixed[:, :, :5], mine[:, :, :5])
+        assert torch.allclose(mixed[:, :, 5:], 0.25 * mine[:, :, 5:] + 0.75 * 7)
+    assert all((mask == 1).all() for mask in shared.masks)
 
 
 def test_another_skeleton_or_input_is_refused(tmp_path: Path, weights: Path) -> None:
@@ -118,14 +139,18 @@ def test_who_is_taught_by_itself_has_nothing_to_learn_but_tags(
     """Its own heatmaps are the targets; with drawn ones the loss is a hundred times as large."""
     painted = write_set(tmp_path, count=2, size=(96, 96))
 
-    def first_loss(**changes: Any) -> list[float]:
-        output = tmp_path / ("taught" if changes else "drawn")
+    def first_loss(name: str, **changes: Any) -> list[float]:
+        output = tmp_path / name
         config = tiny_config(painted, init=str(weights), freeze_norms=True, **changes)
         train(config, output=output, quiet=True)
         line = (output / "losses.jsonl").read_text().splitlines()[0]
         heatmap: list[float] = json.loads(line)["heatmap"]
         return heatmap
 
-    alone = first_loss(teacher={"weights": str(weights), "scales": [1.0]})
-    drawn = first_loss()
+    teacher = {"weights": str(weights), "scales": [1.0]}
+    drawn = first_loss("drawn")
+    alone = first_loss("alone", teacher=teacher)
     assert all(100 * mine < theirs for mine, theirs in zip(alone, drawn, strict=True))
+    # Half of the distance to the labels is left, so a quarter of the squared error.
+    halved = first_loss("halved", teacher=teacher | {"share": 0.5})
+    assert halved == pytest.approx([loss / 4 for loss in drawn], rel=0.02)
