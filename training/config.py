@@ -182,7 +182,7 @@ class RunConfig(_Settings):
     """See nets.aggregation.add_tag_ramp; holds in training too."""
     mean: Color | None = None
     std: Color | None = None
-    decode: dict[str, float] = {}
+    decode: dict[str, int | float] = {}
     """Settings of the decode by name, for example {detection_threshold: 0.2}."""
     weights: Literal["float16", "float32"] = "float16"
     """Of the saved files; last.pt is float32 always."""

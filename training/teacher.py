@@ -56,7 +56,7 @@ class Teacher:
             if own != wanted:
                 raise ConfigError(
                     f"teacher {config.weights} has another {what} than the trained net: {own}, "
-                    f"expected {wanted}; take a teacher of the same kind"
+                    f"expected {wanted}; take a teacher of the same kind, or none (teacher=null)"
                 )
         self._share, self._scales = config.share, config.scales
         self._strides = tuple(entry.stride for entry in plan)
