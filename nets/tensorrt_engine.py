@@ -200,24 +200,25 @@ class TensorRtEngine:
     def _swap_in(self, shapes: ShapeRange) -> None:
         started = time.monotonic()
         key = self._key(shapes)
-        if not self._swap_in_cached(shapes, key):
+        program = self._cached_program(shapes, key)
+        if program is None:
             payload = self._built(shapes)
-            self._check_and_publish(self._compiler.load_program(payload, shapes), shapes)
+            program = self._checked(self._compiler.load_program(payload, shapes), shapes)
             self._cache.store(key, payload)
         seconds = time.monotonic() - started
         logger.info("engine: tensorrt %s serves %s after %.1f s", self.precision, shapes, seconds)
+        self._publish(program, shapes)  # last: who sees it serve finds it cached and logged, too
 
-    def _swap_in_cached(self, shapes: ShapeRange, key: Mapping[str, str]) -> bool:
+    def _cached_program(self, shapes: ShapeRange, key: Mapping[str, str]) -> Program | None:
         payload = self._cache.load(key)
         if payload is None:
-            return False
+            return None
         try:
-            self._check_and_publish(self._compiler.load_program(payload, shapes), shapes)
+            return self._checked(self._compiler.load_program(payload, shapes), shapes)
         except Exception as error:  # TensorRT refuses an engine with errors of many kinds
             logger.warning("cached engine %s is made again: %s", self._cache.path(key), error)
             self._cache.discard(key)
-            return False
-        return True
+            return None
 
     def _built(self, shapes: ShapeRange) -> bytes:
         logger.info("engine: building tensorrt %s for %s", self.precision, shapes)
@@ -227,8 +228,8 @@ class TensorRtEngine:
             net = program_net(self._model.net, self._precision).to(self.device)
             return self._compiler.compile_program(export_program(net, shapes), shapes)
 
-    def _check_and_publish(self, program: Program, shapes: ShapeRange) -> None:
-        """Compare with torch on noise; from here on the program serves.
+    def _checked(self, program: Program, shapes: ShapeRange) -> Program:
+        """The program, compared with torch on noise.
 
         Under the lock: the first runs load kernels and record the CUDA graph, and CUDA does not
         allow another thread to allocate while a graph is recorded.
@@ -241,6 +242,11 @@ class TensorRtEngine:
             program(images)
             outputs, expected = program(images), self._run_torch(images)
             _check_outputs(outputs, expected, limit=_LIMITS[self.precision])
+        return program
+
+    def _publish(self, program: Program, shapes: ShapeRange) -> None:
+        """From here on the program serves."""
+        with self._lock:
             self._programs[shapes] = program
             if len(self._programs) > MAX_COMPILED_SHAPES:
                 dropped, _ = self._programs.popitem(last=False)
