@@ -119,9 +119,14 @@ def test_the_window_shows_the_drawn_picture_until_the_stream_ends(
     script = """
         def feed_and_look():
             feed_thread.start()
-            time.sleep(1.5)
-            shutil.copy(os.environ["FRAMEBUFFER"], os.environ["FRAMEBUFFER"] + ".copy")
-        feed_thread = threading.Thread(target=feed, args=(40,))
+            copy = os.environ["FRAMEBUFFER"] + ".copy"
+            seen = False
+            while feed_thread.is_alive() and not seen:  # a busy machine opens windows late
+                time.sleep(0.2)
+                shutil.copy(os.environ["FRAMEBUFFER"], copy)
+                with open(copy, "rb") as file:
+                    seen = file.read().count(90) > 300_000
+        feed_thread = threading.Thread(target=feed, args=(120,))
         looker = threading.Thread(target=feed_and_look)
         looker.start()
         turns = []
