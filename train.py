@@ -16,8 +16,8 @@ examples:
 every setting has a name in training/config.py:
   train.py --config configs/train/default.yaml --set optimiser.rate=1e-4 --set batch=8
 
-exit codes: 0 done or stopped (SIGTERM, Ctrl-C, --minutes; resumable), 1 the loss is not finite,
-2 bad input (one line says what and what to do)
+exit codes: 0 done, or as far as --minutes or --limit-steps say, 1 the loss is not finite,
+2 bad input (one line says what and what to do), 130 or 143 stopped by Ctrl-C or SIGTERM (resumable)
 """
 
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     from training.loop import DivergedError, Limits, train
 
     try:
-        train(
+        stopped_by = train(
             load_recipe(options.config, options.set),
             output=options.output or Path("runs") / options.config.stem,
             resume=options.resume,
@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     except DivergedError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
-    return 0
+    # As shells have it, so that a script does not take a stopped training for a trained net.
+    return 0 if stopped_by is None else 128 + stopped_by
 
 
 def _parser() -> argparse.ArgumentParser:

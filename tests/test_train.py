@@ -100,13 +100,13 @@ def test_kill_9_and_resume_equals_an_unbroken_run(painted: Path, tmp_path: Path)
     assert _lines(killed) == _lines(whole)
 
 
-def test_sigterm_ends_the_step_saves_and_leaves_with_0(painted: Path, tmp_path: Path) -> None:
+def test_sigterm_ends_the_step_saves_and_leaves_with_143(painted: Path, tmp_path: Path) -> None:
     recipe = _recipe_file(tmp_path, painted, schedule={"epochs": 1000})
     output = tmp_path / "out"
     process = _start_and_wait_for(_command(recipe, output), output, steps=2)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    assert process.returncode == 143, errors
     assert "stopped by SIGTERM" in errors
     state = torch.load(output / "last.pt", weights_only=True)
     assert state["progress"]["step"] == len(_lines(output)) < 4000
@@ -125,7 +125,7 @@ def test_a_folder_takes_one_training_at_a_time(painted: Path, tmp_path: Path) ->
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    assert process.returncode == 143, errors
     assert _main(recipe, output, "--resume", "--minutes", "0.001") == 0
 
 

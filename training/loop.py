@@ -96,13 +96,15 @@ def train(
     resume: bool = False,
     limits: Limits | None = None,
     quiet: bool = False,
-) -> None:
+) -> signal.Signals | None:
     """Train as a recipe says, alone or as one of the processes that torchrun started.
 
     Args:
         output: folder for last.pt, last.safetensors, best.safetensors, losses.jsonl, recipe.json
             and TensorBoard's files.
         resume: go on from output/last.pt; without one, begin.
+    Returns:
+        SIGTERM or SIGINT if that stopped this process before the schedule's end.
     Raises:
         ValueError: settings or data that cannot be used.
         DivergedError: a loss or gradient is not finite; last.pt is the last good state.
@@ -114,6 +116,7 @@ def train(
             torch.set_num_threads(config.threads)
         with Training(config, output=output, resume=resume, ranks=ranks, quiet=quiet) as training:
             training.run(limits or Limits())
+            return training.stopped_by
     finally:
         leave_ranks()
 
@@ -175,7 +178,7 @@ class Training:
         self.last_step = config.schedule.epochs * self.positions.steps_per_epoch
         self._log: LossLog | None = None
         self._board: SummaryWriter | None = None
-        self._stop_signal = ""
+        self._stop_signal: signal.Signals | None = None
         self._last_batch: Batch | None = None
         self._named_failures: set[str] = set()
 
@@ -201,6 +204,11 @@ class Training:
             self._board.close()
         if self._lock is not None:
             self._lock.close()
+
+    @property
+    def stopped_by(self) -> signal.Signals | None:
+        """The signal that stopped it before the schedule's end; None: none did."""
+        return self._stop_signal if self.progress.step < self.last_step else None
 
     def run(self, limits: Limits) -> None:
         """Train until the schedule's end, a limit, SIGTERM or SIGINT; the state is saved then."""
@@ -283,7 +291,7 @@ class Training:
         mine = torch.stack(sums).mean(dim=0)
         failed = [failure for batch in seen for failure in batch.failed]
         self._name_failed(failed)
-        stop = torch.tensor([float(over or bool(self._stop_signal)), len(failed)])
+        stop = torch.tensor([float(over or self._stop_signal is not None), len(failed)])
         measured = self.ranks.mean(torch.cat([mine, stop.to(mine.device)])).tolist()
         *losses, asked_to_stop, mean_failed = measured
         if not all(map(math.isfinite, losses)):
@@ -474,7 +482,7 @@ class Training:
     def _say_end(self) -> None:
         progress = self.progress
         finished = progress.step >= self.last_step
-        why = f" by {self._stop_signal}" if self._stop_signal else ""
+        why = "" if self._stop_signal is None else f" by {self._stop_signal.name}"
         best = f"best AP {progress.best_ap:.3f} (epoch {progress.best_epoch})"
         logger.info(
             "%s after %d of %d steps, %d images, %.1f minutes; %s; "
@@ -531,8 +539,8 @@ class Training:
             group.update(settings)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        self._stop_signal = signal.Signals(number).name
-        logger.warning("%s: stops after this step; once more stops at once", self._stop_signal)
+        self._stop_signal = signal.Signals(number)
+        logger.warning("%s: stops after this step; once more stops at once", self._stop_signal.name)
         for again in (signal.SIGTERM, signal.SIGINT):
             signal.signal(again, signal.SIG_DFL)
 
