@@ -216,7 +216,7 @@ def _check_choices(engine: str, device: str, precision: str, threads: int | None
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device {device!r} is not there: torch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} CUDA devices; pass device='cpu'"
+            f"{torch.cuda.device_count()} CUDA devices; ask for cpu or auto"
         )
     if engine == "tensorrt" and kind != "cuda":
         raise ValueError(f"engine 'tensorrt' needs a card, got device={device!r}; pass auto")
