@@ -154,9 +154,11 @@ class PageServer:
             self._loop.close()
 
     async def _serve(self, bound: Future[int]) -> None:
+        # Cancelled with their connection: a viewer who left might wait for a frame for ever. What a
+        # request changes is done in a thread, to its end.
         runner = web.AppRunner(
             self._app(), access_log=None, logger=_http_log(), keepalive_timeout=_CLIENT_SECONDS,
-            lingering_time=1.0, shutdown_timeout=1.0,
+            lingering_time=1.0, shutdown_timeout=1.0, handler_cancellation=True,
         )  # fmt: skip
         await runner.setup()
         try:

@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 import pytest
 
+from pipeline.config import SourceConfig
 from pipeline.page.page import Page
 from tests.page_stand import COLOR_BGR, Stand, feeding, picture_of, serving, split_body
 
@@ -400,6 +401,44 @@ def test_connections_beyond_the_limit_are_turned_away() -> None:
             connection.close()
         time.sleep(0.2)
         assert ask(page, "GET", "/healthz")[0] == 200
+
+
+def test_viewers_that_left_while_no_frame_came_hold_no_connection() -> None:
+    request = b"GET /mjpeg/cam1 HTTP/1.1\r\n" + HOST + b"\r\n"
+    with serving(Stand(), max_connections=4) as page:
+        for _ in range(8):
+            deadline = time.monotonic() + 5
+            while b" 200 " not in raw(page, request):  # the server may be busy with a goodbye
+                assert time.monotonic() < deadline, "connections of those who left are kept"
+        deadline = time.monotonic() + 5
+        while len(page._server.audience):
+            assert time.monotonic() < deadline, "somebody who left is still a viewer"
+            time.sleep(0.02)
+        assert ask(page, "GET", "/healthz")[0] == 200
+
+
+def test_a_camera_is_added_whole_though_who_asked_for_it_hangs_up() -> None:
+    stand = Stand()
+    asked, go_on = threading.Event(), threading.Event()
+    add = stand._add
+
+    def slow(config: SourceConfig) -> str:
+        asked.set()
+        assert go_on.wait(10)
+        return add(config)
+
+    stand._add = slow  # type: ignore[method-assign]
+    body = b'{"input": "rtsp://cam/live", "name": "new"}'
+    head = b"POST /api/streams HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n"
+    with serving(stand) as page:
+        url = urlsplit(base(page))
+        with socket.create_connection((url.hostname, url.port)) as connection:
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            assert asked.wait(10)
+        time.sleep(0.2)  # the server hears of it
+        go_on.set()
+        assert ask(page, "GET", "/healthz")[0] == 200
+    assert [config.name for config in stand.added] == ["new"]
 
 
 def test_silent_and_deaf_clients_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
