@@ -9,6 +9,7 @@ and the stream's hiding are settings, off unless asked for. This file knows noth
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, Protocol
 
 import numpy as np
@@ -66,10 +67,16 @@ class DecodeSettings:
     def __post_init__(self) -> None:
         _check_choice("refine", self.refine, ("full", "quarter", "off"))
         _check_choice("peaks_at", self.peaks_at, ("full", "half"))
-        _check_at_least("detection_threshold", self.detection_threshold, 0)
-        _check_at_least("max_people", self.max_people, 1)
-        _check_at_least("max_peaks", self.max_peaks, 1)
-        _check_at_least("nms_kernel", self.nms_kernel, 1)
+        for name in ("detection_threshold", "min_person_score", "min_keypoint_score"):
+            _check_number(name, getattr(self, name), most=1)
+        for name in ("tag_threshold", "duplicate_oks"):
+            _check_number(name, getattr(self, name))
+        for name in ("max_people", "max_peaks", "nms_kernel"):
+            _check_number(name, getattr(self, name), least=1, whole=True)
+        _check_number("min_keypoints", self.min_keypoints, whole=True)
+        for name in ("adjust", "one_step"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.nms_kernel % 2 == 0:
             raise ValueError(f"nms_kernel must be odd, got {self.nms_kernel}")
 
@@ -79,9 +86,16 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def _check_at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+def _check_number(
+    name: str, value: object, *, least: int = 0, most: int | None = None, whole: bool = False
+) -> None:
+    """Values may come from a file or a command line: anything is possible."""
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if is_number and value >= least and (most is None or value <= most):  # type: ignore[operator]
+        return
+    limits = f"at least {least}" if most is None else f"from {least} to {most}"
+    kind = "a whole number" if whole else "a number"
+    raise ValueError(f"{name} must be {kind}, {limits}, got {value!r}")
 
 
 PUBLISHED = DecodeSettings()

@@ -7,6 +7,7 @@ what is scored here is what a stream shows, but for what a stream hides. This fi
 how results are scored, and nothing of pipeline.
 """
 
+import difflib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -235,12 +236,14 @@ def evaluation_decode(model: Model, changes: Mapping[str, Any] | None = None) ->
     hides people or keypoints from a viewer is off, unless changes ask for it.
 
     Raises:
-        ValueError: changes name no field of DecodeSettings, or a value it refuses.
+        ValueError: a name that is no field of DecodeSettings, or a value it refuses.
     """
     known = [field.name for field in fields(DecodeSettings)]
-    unknown = [name for name in changes or {} if name not in known]
+    unknown = [name for name in {**model.decode, **(changes or {})} if name not in known]
     if unknown:
-        raise ValueError(f"no decode setting is called {unknown[0]!r}; known: {', '.join(known)}")
+        close = difflib.get_close_matches(unknown[0].rpartition(".")[2], known, n=1, cutoff=0.7)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        raise ValueError(f"no decode setting is called {unknown[0]!r}; {hint}")
     of_weights = {name: value for name, value in model.decode.items() if name not in _HIDING}
     logger.info(
         "decode: as published but for what the weights say (%s) and what you say (%s)",
@@ -248,10 +251,7 @@ def evaluation_decode(model: Model, changes: Mapping[str, Any] | None = None) ->
         _listed(changes or {}),
     )
     chosen: dict[str, Any] = {**of_weights, **(changes or {})}
-    try:
-        return replace(DecodeSettings(), **chosen)
-    except TypeError as error:  # a text where a number belongs
-        raise ValueError(f"decode settings {_listed(chosen)} cannot be used: {error}") from None
+    return replace(DecodeSettings(), **chosen)
 
 
 def _listed(settings: Mapping[str, Any]) -> str:

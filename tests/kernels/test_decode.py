@@ -246,8 +246,14 @@ def test_hiding_nobody_at_all_works() -> None:
         ({"refine": "half"}, "refine must be one of full, quarter, off, got 'half'"),
         ({"peaks_at": "quarter"}, "peaks_at must be one of full, half"),
         ({"nms_kernel": 4}, "nms_kernel must be odd, got 4"),
-        ({"max_people": 0}, "max_people must be at least 1, got 0"),
-        ({"detection_threshold": float("nan")}, "detection_threshold must be at least 0"),
+        ({"max_people": 0}, "max_people must be a whole number, at least 1, got 0"),
+        ({"max_peaks": 2.5}, "max_peaks must be a whole number, at least 1, got 2.5"),
+        ({"detection_threshold": float("nan")}, "detection_threshold must be a number, from 0 to"),
+        ({"detection_threshold": 5}, "detection_threshold must be a number, from 0 to 1, got 5"),
+        ({"tag_threshold": "low"}, "tag_threshold must be a number, at least 0, got 'low'"),
+        ({"duplicate_oks": None}, "duplicate_oks must be a number, at least 0, got None"),
+        ({"min_keypoints": True}, "min_keypoints must be a whole number, at least 0, got True"),
+        ({"adjust": "no"}, "adjust must be true or false, got 'no'"),
     ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object], message: str) -> None:

@@ -170,10 +170,22 @@ def test_what_the_user_says_wins() -> None:
     assert chosen == DecodeSettings(detection_threshold=0.2, duplicate_oks=0.5)
 
 
-@pytest.mark.parametrize("changes", [{"threshold": 0.1}, {"detection_threshold": "low"}])
-def test_decode_settings_that_are_none(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"decode setting"):
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"heat": 0.1}, "no decode setting is called 'heat'; known: detection_threshold"),
+        ({"poses.refine": "off"}, "'poses.refine'; did you mean 'refine'"),
+        ({"detection_threshold": "low"}, "detection_threshold must be a number"),
+    ],
+)
+def test_decode_settings_that_are_none(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         evaluation_decode(MODEL, changes)
+
+
+def test_a_decode_setting_of_the_weights_that_is_none() -> None:
+    with pytest.raises(ValueError, match="'refin'; did you mean 'refine'"):
+        evaluation_decode(painted_model(refin=1))
 
 
 # --- results and many pictures -------------------------------------------------------------------
