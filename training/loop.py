@@ -136,6 +136,7 @@ class Training:
         sets = [load_labelled_set(part, skeleton) for part in config.data.train]
         self.validation = None if config.data.validation is None else _Validation(config)
         self.model = starting_model(config, skeleton)
+        evaluation_decode(self.model)  # its file says so: what cannot be used is told now
         net = self.model.net.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.sync_norms:
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
@@ -175,6 +176,7 @@ class Training:
             start=(self.progress.epoch, self.progress.position),
         )
         self.step_images = config.batch * config.accumulate * ranks.world
+        self._check_steps()
         self.last_step = config.schedule.epochs * self.positions.steps_per_epoch
         self._log: LossLog | None = None
         self._board: SummaryWriter | None = None
@@ -528,6 +530,26 @@ class Training:
         log_differences(content, self.config)
         logger.info("goes on from step %d, epoch %d", self.progress.step, self.progress.epoch)
 
+    def _check_steps(self) -> None:
+        """The schedule counts steps, so a continued run's must be those of the run before."""
+        progress, positions = self.progress, self.positions
+        if not progress.step:
+            return
+        before = progress.images // progress.step
+        if before != self.step_images:
+            raise ConfigError(
+                f"{self.output} holds a training in steps of {before} examples, this run has "
+                f"{self.step_images}; keep batch x accumulate x ranks as it was"
+            )
+        of_epoch = progress.position // self.step_images
+        if progress.step != progress.epoch * positions.steps_per_epoch + of_epoch:
+            before = (progress.step - of_epoch) // max(progress.epoch, 1)
+            raise ConfigError(
+                f"{self.output} holds a training of {before} steps an epoch, this run has "
+                f"{positions.steps_per_epoch}; keep schedule.images_per_epoch and the data sets "
+                "as they were"
+            )
+
     def _restore_optimiser(self, state: dict[str, Any]) -> None:
         """Moments from the file, but rates and betas as the recipe says now."""
         own = [
@@ -553,8 +575,12 @@ class _Validation:
         assert part is not None
         self._annotations = read_annotations(part.annotations)
         self._images = self._annotations["images"][: config.validation.images]
+        self._image_ids = [int(image["id"]) for image in self._images]
         self._store = ImageStore(find_images(part.annotations, part.images))
         self._flip = config.validation.flip
+        # What OKS needs and the labels lack is told now, not after the first epochs.
+        skeleton = SKELETONS[config.data.skeleton]
+        evaluate_results(self._annotations, [], skeleton=skeleton, image_ids=self._image_ids)
 
     def measure(self, model: Model, ranks: Ranks) -> dict[str, float]:
         """AP and its companions on the first rank, {} on the others. Each runs a part."""
@@ -577,7 +603,7 @@ class _Validation:
             self._annotations,
             [person for results in of_ranks for person in results],
             skeleton=model.skeleton,
-            image_ids=[int(image["id"]) for image in self._images],
+            image_ids=self._image_ids,
         )
 
 

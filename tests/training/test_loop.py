@@ -88,6 +88,27 @@ def test_a_folder_that_holds_a_training_is_not_overwritten(painted: Path, tmp_pa
         _run(other, tmp_path, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch": 4}, "2 examples, this run has 4"),
+        ({"batch": 1}, "2 examples, this run has 1"),
+        ({"accumulate": 2}, "2 examples, this run has 4"),
+        ({"schedule": {"epochs": 3, "images_per_epoch": 2}}, "2 steps an epoch, this run has 1"),
+    ],
+)
+def test_steps_of_another_size_are_refused(
+    painted: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    # The schedule counts steps: it would end early or late, and go on at another rate.
+    before = {"batch": 2, "schedule": {"epochs": 3}}
+    _run(tiny_config(painted, **before), tmp_path, limits=Limits(steps=2))
+    with pytest.raises(ConfigError, match=said):
+        _run(tiny_config(painted, **before | changes), tmp_path, resume=True)
+    regrouped = tiny_config(painted, **before | {"batch": 1, "accumulate": 2})
+    assert len(_run(regrouped, tmp_path, resume=True)) == 6
+
+
 def test_rates_of_the_recipe_hold_after_a_resume(painted: Path, tmp_path: Path) -> None:
     _run(tiny_config(painted), tmp_path, limits=Limits(steps=1))
     slower = tiny_config(painted, optimiser={"rate": 1e-5})
@@ -143,6 +164,23 @@ def test_the_file_says_how_the_weights_are_run(painted: Path, tmp_path: Path) ->
     again = tiny_config(painted, init=str(tmp_path / "last.safetensors"))
     _run(again, tmp_path / "again", limits=Limits(steps=1))
     assert load_model(tmp_path / "again" / "last.safetensors").tag_ramp_px == 8
+
+
+def test_what_would_fail_at_the_first_validation_fails_at_the_start(
+    painted: Path, tmp_path: Path
+) -> None:
+    misspelt = tiny_config(painted, run={"decode": {"detection_treshold": 0.3}})
+    with pytest.raises(ValueError, match="did you mean 'detection_threshold'"):
+        _run(misspelt, tmp_path / "out")
+    content = json.loads(painted.read_text())
+    del content["annotations"][0]["bbox"]
+    no_box = painted.with_name("no_box.json")  # enough to learn from, but not for OKS
+    no_box.write_text(json.dumps(content))
+    part = {"annotations": str(no_box), "images": str(painted.with_suffix(""))}
+    config = tiny_config(painted, data={"train": [part], "validation": part, "workers": 0})
+    with pytest.raises(ValueError, match="no bbox"):
+        _run(config, tmp_path / "out")
+    assert not (tmp_path / "out" / "last.pt").exists()
 
 
 def test_fine_tuning_from_17_keypoints_to_14(
