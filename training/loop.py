@@ -561,10 +561,12 @@ class Training:
             group.update(settings)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        self._stop_signal = signal.Signals(number)
-        logger.warning("%s: stops after this step; once more stops at once", self._stop_signal.name)
-        for again in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(again, signal.SIG_DFL)
+        if self._stop_signal is None:
+            self._stop_signal = signal.Signals(number)
+            name = self._stop_signal.name
+            logger.warning("%s: stops after this step; Ctrl-C then stops at once", name)
+        # Service managers and torchrun both send SIGTERM, so a second one says nothing new.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class _Validation:
