@@ -1,24 +1,31 @@
 """Poses written to files: JSON lines, a folder of OpenPose JSON, COCO keypoint results.
 
 Each is a sink: called with every Poses, closed once the stream has ended, failed or been stopped.
-What has been written is readable at any moment, also after a kill. Knows nothing of pictures.
+What has been written is readable at any moment, also after a kill. Files change with the first
+Poses, and what an earlier run wrote about live sources, which cannot be played again, is kept.
+Knows nothing of pictures.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.messages import Frame, Poses
 from pipeline.recording.outputs import (
+    Claim,
     OutputNames,
     check_output_file,
     check_output_folder,
     file_word,
+    holds_something,
+    timed_path,
 )
 from pipeline.schema import (
     encode_json,
@@ -27,39 +34,66 @@ from pipeline.schema import (
     rounded_keypoints,
 )
 
+_log = logging.getLogger(__name__)
+
 
 class JsonLines:
     """One `pose/1` message a line (docs/schema.md), flushed line by line; all sources together."""
 
-    def __init__(self, path: str, *, session: str | None = None) -> None:
-        """Open the file, emptying one that is there.
+    def __init__(self, path: str, *, session: str | None = None, live: bool = False) -> None:
+        """Claim the file; it changes with the first message.
 
         Args:
             path: a file, or `-` for standard output.
             session: shared with other sinks of this run; by default a new one.
+            live: some source is: lines are added to those that are there, not put in their place.
         Raises:
-            ValueError: the file cannot be written.
+            ValueError: the file cannot be written, or is by another stream.
         """
         self._session = session or new_session()
         self._num_messages: Counter[str] = Counter()
-        self._owns_file = path != "-"
-        if self._owns_file:
-            check_output_file(Path(path))
-            # The buffer holds any whole line, so that a line leaves in one write.
-            self._file: IO[bytes] = open(path, "wb", buffering=1 << 20)  # noqa: SIM115
-        else:
+        self._live = live
+        self._path: Path | None = None
+        self._file: IO[bytes] | None = None
+        if path == "-":
             self._file = sys.stdout.buffer
+        else:
+            self._path = Path(path)
+            check_output_file(self._path)
+            self._claim = Claim(self._path)
 
     def __call__(self, poses: Poses) -> None:
+        file = self._file = self._file or self._open()
         source = poses.frame.source
         message = pose_message(poses, session=self._session, seq=self._num_messages[source])
         self._num_messages[source] += 1
-        self._file.write(encode_json(message) + b"\n")
-        self._file.flush()
+        file.write(encode_json(message) + b"\n")
+        file.flush()
 
     def close(self) -> None:
-        if self._owns_file:
+        if self._path is None:
+            return
+        if self._file is not None:
             self._file.close()
+        self._claim.close()
+
+    def _open(self) -> IO[bytes]:
+        assert self._path is not None
+        is_spoilt = self._live and not _ends_with_a_line(self._path)
+        # The buffer holds any whole line, so that a line leaves in one write.
+        file = self._path.open("ab" if self._live else "wb", buffering=1 << 20)
+        if is_spoilt:
+            file.write(b"\n")
+        return file
+
+
+def _ends_with_a_line(path: Path) -> bool:
+    """False where a full disk cut the last line of an earlier run."""
+    if not holds_something(path):
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 class OpenPoseFolder:
@@ -70,12 +104,14 @@ class OpenPoseFolder:
     order of this project's skeleton (COCO-17: nose first, see docs/schema.md), not in BODY_25's.
     """
 
-    def __init__(self, folder: Path, *, per_source: bool = False) -> None:
-        """Make the folder.
+    def __init__(self, folder: Path, *, per_source: bool = False, live: bool = False) -> None:
+        """Check the folder; it is made with the first frame.
 
         Args:
             folder: must not hold the results of an earlier run, or the two would be mixed.
             per_source: every source gets a folder of its own in it.
+            live: some source is: beside a folder that holds results a new one is made, the UTC time
+                in its name, so that a stream that is started again goes on.
         Raises:
             ValueError: the folder cannot be made or written, or holds results.
         """
@@ -83,21 +119,21 @@ class OpenPoseFolder:
         self._per_source = per_source
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file; OpenPose JSON needs a folder")
-        if not folder.exists():
-            check_output_folder(folder.parent)
-            folder.mkdir()
-        check_output_folder(folder)
-        if next(folder.rglob("*_keypoints.json"), None) is not None:
+        check_output_folder(folder if folder.exists() else folder.parent)
+        if next(folder.rglob("*_keypoints.json"), None) is None:
+            return
+        if not live:
             raise ValueError(
                 f"folder {folder} holds the keypoints of an earlier run; remove them or choose "
                 "another folder"
             )
+        self._folder = _beside(folder)
 
     def __call__(self, poses: Poses) -> None:
         frame = poses.frame
         source = file_word(frame.source)
         folder = self._folder / source if self._per_source else self._folder
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         name = Path(frame.image_name).stem if frame.image_name else source
         path = folder / f"{name}_{frame.index:012d}_keypoints.json"
         # Made under another name, then renamed: whoever watches the folder sees whole files only.
@@ -138,27 +174,28 @@ class CocoResults:
     killed stream leaves a list of whole frames (unless it is killed inside that one write).
     """
 
-    def __init__(self, path: Path, *, per_source: bool = False) -> None:
-        """Check the path and empty the file.
+    def __init__(self, path: Path, *, per_source: bool = False, live: bool = False) -> None:
+        """Claim the file; it is emptied with the first frame.
 
         Args:
             path: one file, .json.
             per_source: every source gets its own file, its name before the suffix; image ids of
                 several sources in one list could not be told apart.
+            live: some source is: a file that is there stays, and the new one has the UTC time in
+                its name.
         Raises:
-            ValueError: the file cannot be written.
+            ValueError: the file cannot be written, or is by another stream.
         """
         check_output_file(path, suffixes=(".json",))
         self._names = OutputNames(path, per_source=per_source)
+        self._live = live
         self._lists: dict[str, _JsonList] = {}
-        self._first = None if per_source else _JsonList(path)
+        self._claims = {} if per_source else {path: Claim(path)}
 
     def __call__(self, poses: Poses) -> None:
         source = poses.frame.source
         if source not in self._lists:
-            path = self._names.for_source(source)
-            self._lists[source] = self._first or _JsonList(path)
-            self._first = None
+            self._lists[source] = self._begin(self._names.for_source(source))
         self._lists[source].extend(_coco_rows(poses))
 
     def forget_source(self, name: str) -> None:
@@ -171,8 +208,20 @@ class CocoResults:
     def close(self) -> None:
         for rows in self._lists.values():
             rows.close()
-        if self._first is not None:
-            self._first.close()
+        for claim in self._claims.values():
+            claim.close()
+
+    def _begin(self, path: Path) -> _JsonList:
+        if path not in self._claims:
+            self._claims[path] = Claim(path)
+        return _JsonList(_beside(path) if self._live and holds_something(path) else path)
+
+
+def _beside(path: Path) -> Path:
+    """Where to write, so that what is at the path stays."""
+    free = timed_path(path, time.time())
+    _log.info("%s holds the poses of an earlier run and is kept; these go to %s", path, free)
+    return free
 
 
 class _JsonList:

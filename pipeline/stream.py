@@ -133,7 +133,7 @@ class Stream:
         self._load_watch: LoadWatch | None = None
         _check_outputs(config)
         check_contract(config.contract, self._live)
-        # Sinks last: they empty files, which bad weights must not cost anybody.
+        # Sinks last: what else is refused should not have been seen at a port meanwhile.
         if "sources" in parts:
             for source in config.sources:
                 self.sources.add(source)
@@ -244,14 +244,15 @@ class Stream:
 
     def _recorder(self, name: str, session: str) -> Sink:
         recorder, per_source = self._config.recorder, len(self._config.sources) > 1
+        live = any(self._live)
         if name == "jsonl":
             assert recorder.jsonl is not None
-            return JsonLines(recorder.jsonl, session=session)
+            return JsonLines(recorder.jsonl, session=session, live=live)
         if name == "openpose":
             assert recorder.openpose is not None
-            return OpenPoseFolder(recorder.openpose, per_source=per_source)
+            return OpenPoseFolder(recorder.openpose, per_source=per_source, live=live)
         assert recorder.coco is not None
-        return CocoResults(recorder.coco, per_source=per_source)
+        return CocoResults(recorder.coco, per_source=per_source, live=live)
 
     def _page_subject(self) -> PageSubject:
         can_change = self._parts == PARTS
@@ -360,13 +361,21 @@ class Stream:
             self._stop.set()
 
     def _is_stuck(self, children: Children | None) -> bool:
-        """Whether a child has failed and nothing moves, or never did, in this process."""
-        if children is None or children.exit_code == 0:
+        """Whether a child has ended and for a while its end was missed.
+
+        Without sinks that is at once: a live stream would drop its results and run on for nobody.
+        Without sources it is when nothing moves, or never did: what they sent may be under way.
+        """
+        if children is None:
+            return False
+        no_sinks = children.has_ended("sinks")
+        if not no_sinks and children.exit_code == 0:
             return False
         calls = sum(stage["calls"] for stage in self.stats.snapshot()["stages"].values())
         if calls == 0:
             return True
-        if calls != self._calls_seen:
+        is_first_look = self._calls_seen < 0
+        if is_first_look or (calls != self._calls_seen and not no_sinks):
             self._calls_seen, self._moved_at = calls, time.monotonic()
         return time.monotonic() - self._moved_at > _SILENCE_SECONDS
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.messages import Poses
 from pipeline.overlay import Draw
-from pipeline.recording.outputs import OutputNames, check_output_file
+from pipeline.recording.outputs import Claim, OutputNames, check_output_file
 from pipeline.recording.segment_index import SegmentIndex
 from pipeline.recording.segments import Recording
 from pipeline.recording.video_writer import VIDEO_SUFFIXES
@@ -34,14 +34,15 @@ class VideoSink:
         """Check the path; files are opened with the first frame, whose size they take.
 
         Args:
-            path: .mp4 or .mkv; a file that is there will be replaced, segments are added to.
+            path: .mp4 or .mkv; a file that is there will be replaced, but not by a live source;
+                segments are added to.
             draw: makes the pictures, for example overlay.drawn_picture.
             per_source: put each source's name before the suffix; for more than one source.
             segment_s: seconds after which a new file begins, the UTC time in its name, and listed
                 in an index: the path with `.jsonl` behind. None: see Recording.
             keep_gb, keep_hours: see SegmentIndex.
         Raises:
-            ValueError: the file cannot be written there.
+            ValueError: the file cannot be written there, or is by another stream.
         """
         check_output_file(path, suffixes=VIDEO_SUFFIXES)
         self._draw = draw
@@ -53,12 +54,17 @@ class VideoSink:
             check_output_file(index_path)
             self._index = SegmentIndex(index_path, keep_gb=keep_gb, keep_hours=keep_hours)
         self._recordings: dict[str, Recording] = {}
+        self._claims: dict[Path, Claim] = {}
+        if not per_source and segment_s is None:  # names of segments are always new
+            self._claims[path] = Claim(path)
 
     def __call__(self, poses: Poses) -> None:
         source = poses.frame.source
         recording = self._recordings.get(source)
         if recording is None:
             path = self._names.for_source(source)
+            if self._segment_s is None and path not in self._claims:
+                self._claims[path] = Claim(path)
             recording = Recording(path, segment_s=self._segment_s, index=self._index)
             self._recordings[source] = recording
         recording.write(self._draw(poses), poses.frame)
@@ -80,5 +86,7 @@ class VideoSink:
     def close(self) -> None:
         """Finish every file, also where finishing another one failed."""
         with ExitStack() as closing:
+            for claim in self._claims.values():
+                closing.callback(claim.close)
             for recording in self._recordings.values():
                 closing.callback(recording.close)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -142,6 +143,41 @@ def test_a_process_with_bad_input_prints_no_traceback(tmp_path: Path) -> None:
     result = run("missing.mp4", "--jsonl", tmp_path / "p.jsonl")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "run_stream.py: missing.mp4: no such file or folder\n"
+
+
+@pytest.mark.parametrize("cut", [(), ("--set", "queues.poses=ipc")], ids=["whole", "cut"])
+def test_a_start_that_is_refused_changes_no_file(tmp_path: Path, cut: Sequence[str]) -> None:
+    """A port in use, or, in a cut stream, a source that is found missing by another process."""
+    files = [tmp_path / name for name in ("p.jsonl", "p.json", "p.mp4")]
+    for path in files:
+        path.write_text("yesterday\n")
+    outputs = ("--jsonl", files[0], "--coco", files[1], "--save", files[2])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        publish = ("--publish", f"tcp://127.0.0.1:{taken.getsockname()[1]}")
+        refused = ("demo", *publish) if not cut else ("missing.mp4",)
+        result = run(*refused, *outputs, "--openpose", tmp_path / "openpose", *cut)
+    assert result.returncode == 2, result.stderr
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert [path.read_text() for path in files] == ["yesterday\n"] * 3
+
+
+def test_the_same_command_given_twice_is_refused_and_after_a_restart_goes_on(
+    tmp_path: Path,
+) -> None:
+    command = ("demo", "--loop", "--pace", "--jsonl", tmp_path / "p.jsonl", "--quiet")
+    with running(*command) as first:
+        wait_for_lines(tmp_path / "p.jsonl", 5)
+        second = run(*command)
+        (line,) = second.stderr.splitlines()
+        assert second.returncode == 2
+        assert "p.jsonl is being written by another stream; stop that one or choose" in line
+        first.kill()
+        first.wait(30)
+    num_lines = len(messages_of(tmp_path / "p.jsonl"))
+    assert run(*command, "--max-frames", "2").returncode == 0
+    messages = messages_of(tmp_path / "p.jsonl")
+    assert len(messages) > num_lines >= 5
+    assert len({message["session"] for message in messages}) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -377,8 +413,6 @@ def write_demo_clip(path: Path) -> None:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

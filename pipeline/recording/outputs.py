@@ -1,14 +1,18 @@
 """Where sinks may write: paths are checked before any work is done, sources get their own files.
 
-Knows nothing of what is written.
+A file is claimed when the stream is built and changed when the first frame comes: a start that is
+refused costs nobody a file. Knows nothing of what is written.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import tempfile
 from collections.abc import Collection
+from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
 
@@ -41,6 +45,62 @@ def check_output_folder(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"folder {folder} cannot be written: {error.strerror}") from None
+
+
+class Claim:
+    """A file that is this stream's alone to write, from now until close(). Nothing in it changes.
+
+    A new file is made, for only what is there can be locked, and removed if it stays empty. Devices
+    and pipes are for everybody. The lock is the kernel's: it ends with the process, killed or not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """ValueError where another stream has claimed it."""
+        self._path = path
+        self._is_new = not path.exists()
+        self._fd: int | None = None
+        if not self._is_new and not path.is_file():
+            return
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._release()
+            raise ValueError(
+                f"{path} is being written by another stream; stop that one or choose another name"
+            ) from None
+        except OSError as error:
+            if self._fd is None:
+                raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+            # Else a file system without locks: nobody can be kept out.
+
+    def close(self) -> None:
+        """Let others write it. May be called again."""
+        if self._fd is None:
+            return
+        with suppress(OSError):
+            if self._is_new and self._path.stat().st_size == 0:
+                self._path.unlink()
+        self._release()
+
+    def _release(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+        self._fd = None
+
+
+def holds_something(path: Path) -> bool:
+    """Whether there is a file with anything in it."""
+    return path.is_file() and path.stat().st_size > 0
+
+
+def timed_path(path: Path, unix_s: float) -> Path:
+    """poses.mp4 -> poses-20261122T035707.123Z.mp4, or with -2, -3, ... where that is taken."""
+    moment = datetime.fromtimestamp(unix_s, UTC)
+    stem = f"{path.stem}-{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z"
+    named = path.with_name(f"{stem}{path.suffix}")
+    numbered = (path.with_name(f"{stem}-{number}{path.suffix}") for number in count(2))
+    return named if not named.exists() else next(p for p in numbered if not p.exists())
 
 
 def file_word(source: str) -> str:

@@ -16,13 +16,12 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.messages import Frame
+from pipeline.recording.outputs import holds_something, timed_path
 from pipeline.recording.segment_index import SegmentIndex
 from pipeline.recording.video_writer import VideoWriter, even_size
 
@@ -53,8 +52,9 @@ class Recording:
     ) -> None:
         """
         Args:
-            path: the file. With segment_s, and for what follows a failure or the first hour of a
-                live source, the UTC time of the first picture is put before the suffix.
+            path: the file. With segment_s, for what follows a failure or the first hour of a live
+                source, and where a live source would replace a file, the UTC time of the first
+                picture is put before the suffix.
             segment_s: seconds after which a new file begins; None: all in one file, or in one an
                 hour if the source is live.
             index: where segments are listed.
@@ -129,7 +129,10 @@ class Recording:
         self._tried_at = self._now()
         start_unix_s = frame.captured_unix_s
         as_given = self._segment_s is None and not self._has_begun
-        path = self._path if as_given else segment_path(self._path, start_unix_s)
+        if as_given and frame.live and holds_something(self._path):
+            as_given = False  # what a camera showed before cannot be recorded again
+            _log.info("%s is there and is kept; the new video has its time in the name", self._path)
+        path = self._path if as_given else timed_path(self._path, start_unix_s)
         self._has_begun = True
         if self._index is not None:
             self._index.begin(path, stream=frame.source, start_unix_s=start_unix_s)
@@ -177,12 +180,3 @@ def _free_bytes(folder: Path) -> int:
         return shutil.disk_usage(folder).free
     except OSError:
         return 0
-
-
-def segment_path(path: Path, start_unix_s: float) -> Path:
-    """poses.mp4 -> poses-20261122T035707.123Z.mp4, or with -2, -3, ... where that is taken."""
-    moment = datetime.fromtimestamp(start_unix_s, UTC)
-    stem = f"{path.stem}-{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z"
-    named = path.with_name(f"{stem}{path.suffix}")
-    numbered = (path.with_name(f"{stem}-{number}{path.suffix}") for number in count(2))
-    return named if not named.exists() else next(p for p in numbered if not p.exists())

@@ -91,7 +91,6 @@ def test_openpose_gives_every_source_a_folder_and_never_mixes_two_runs(tmp_path:
 def test_coco_results_are_valid_json_after_every_frame(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     sink = CocoResults(path)
-    assert json.loads(path.read_text()) == []
     total = 0
     for index, num_people in enumerate([0, 2, 0, 1, 3]):
         sink(poses_of(crowd(num_people, SIZE, seed=index), index=index))
@@ -130,6 +129,57 @@ def test_a_coco_image_id_is_the_last_number_of_the_name_else_the_index(
     name: str, image_id: int
 ) -> None:
     assert coco_image_id(poses_of(crowd(0, SIZE), index=3, image_name=name).frame) == image_id
+
+
+def write_one(folder: Path, *, live: bool) -> None:
+    """A run of one frame with one person, into all kinds of files."""
+    sinks: list[JsonLines | OpenPoseFolder | CocoResults] = [
+        JsonLines(str(folder / "poses.jsonl"), live=live),
+        OpenPoseFolder(folder / "openpose", live=live),
+        CocoResults(folder / "results.json", live=live),
+    ]
+    for sink in sinks:
+        sink(poses_of(crowd(1, SIZE), live=live))
+        sink.close()
+
+
+def test_a_live_stream_started_again_keeps_what_it_wrote_before(tmp_path: Path) -> None:
+    for _ in range(2):
+        write_one(tmp_path, live=True)
+    with (tmp_path / "poses.jsonl").open("ab") as file:
+        file.write(b'{"schema": "po')  # where a disk was full
+    write_one(tmp_path, live=True)
+    lines = (tmp_path / "poses.jsonl").read_text().splitlines()
+    assert [line[:14] for line in lines].count('{"schema": "po') == 1
+    sessions = {json.loads(line)["session"] for line in (lines[0], lines[1], lines[3])}
+    assert len(sessions) == 3
+    assert len(list(tmp_path.glob("results*.json"))) == 3
+    assert len(list(tmp_path.glob("openpose*/*.json"))) == 3
+
+
+def test_of_files_that_can_be_played_again_the_last_run_is_kept(tmp_path: Path) -> None:
+    write_one(tmp_path, live=False)
+    (tmp_path / "openpose").rename(tmp_path / "before")
+    write_one(tmp_path, live=False)
+    assert len((tmp_path / "poses.jsonl").read_text().splitlines()) == 1
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 1
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_nothing_changes_before_the_first_frame(tmp_path: Path) -> None:
+    old = [tmp_path / "poses.jsonl", tmp_path / "results.json"]
+    for path in old:
+        path.write_text("old\n")
+    for name in ("poses", "new"):
+        sinks: list[JsonLines | OpenPoseFolder | CocoResults] = [
+            JsonLines(str(tmp_path / f"{name}.jsonl")),
+            OpenPoseFolder(tmp_path / name),
+            CocoResults(tmp_path / ("results.json" if name == "poses" else "new.json")),
+        ]
+        for sink in sinks:
+            sink.close()
+    assert sorted(tmp_path.iterdir()) == sorted(old)
+    assert [path.read_text() for path in old] == ["old\n", "old\n"]
 
 
 FULL_DISK = """

@@ -70,6 +70,15 @@ def test_checking_the_path_leaves_an_old_file_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old"
 
 
+def test_two_streams_cannot_write_one_video(tmp_path: Path) -> None:
+    first = VideoSink(tmp_path / "clip.mp4", drawn_picture)
+    with pytest.raises(ValueError, match="is being written by another stream"):
+        VideoSink(tmp_path / "clip.mp4", drawn_picture)
+    first.close()
+    VideoSink(tmp_path / "clip.mp4", drawn_picture).close()
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_source_gets_its_own_video_of_drawn_pictures(tmp_path: Path) -> None:
     sink = VideoSink(tmp_path / "poses.mp4", drawn_picture, per_source=True)
     for i in range(4):

@@ -19,7 +19,7 @@ import pytest
 from benchmarks.people import poses_of
 from pipeline.messages import Frame
 from pipeline.recording.segment_index import SegmentIndex, read_index
-from pipeline.recording.segments import Recording, segment_path
+from pipeline.recording.segments import Recording
 from pipeline.recording.video_writer import VideoWriter
 from tests.clips import kill_once_written
 
@@ -147,14 +147,14 @@ def test_the_file_of_a_camera_that_is_gone_is_finished(tmp_path: Path, live: boo
     assert sum(map(num_frames, videos(tmp_path))) == 2
 
 
-def test_names_tell_the_time_and_never_replace_a_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("live", [True, False])
+def test_a_live_source_replaces_no_video_of_an_earlier_run(tmp_path: Path, live: bool) -> None:
     path = tmp_path / "cam.mp4"
-    assert segment_path(path, 0.25).name == "cam-19700101T000000.250Z.mp4"
-    assert segment_path(path, 86399.9999).name == "cam-19700101T235959.999Z.mp4"
-    segment_path(path, 5).touch()
-    assert segment_path(path, 5).name == "cam-19700101T000005.000Z-2.mp4"
-    segment_path(path, 5).touch()
-    assert segment_path(path, 5).name == "cam-19700101T000005.000Z-3.mp4"
+    for _ in range(2):
+        recording = Recording(path)
+        recording.write(grey(), frame_at(0, live=live))
+        recording.close()
+    assert [num_frames(video) for video in videos(tmp_path)] == ([1, 1] if live else [1])
 
 
 # A disk that is full
