@@ -168,6 +168,9 @@ with Training(config, output=Path(sys.argv[2]), resume=False, ranks=ranks, quiet
     mine = torch.cat([weight.detach().flatten() for weight in training.net.parameters()])
     first, second = ranks.gathered(mine)
     assert torch.equal(first, second), (first - second).abs().max()
+    measured = training._averaged_model().net
+    first, second = ranks.gathered(torch.cat([value.flatten() for value in measured.buffers()]))
+    assert torch.equal(first, second), (first - second).abs().max()
 leave_ranks()
 """
 
@@ -175,7 +178,16 @@ leave_ranks()
 def test_with_norms_in_training_ranks_stay_equal_and_the_loss_falls(
     painted: Path, tmp_path: Path
 ) -> None:
-    recipe = _recipe_file(tmp_path, painted, schedule={"epochs": 8}, loss={"foreground": 10})
+    data = {"train": [{"annotations": str(painted)}], "workers": 0}
+    recipe = _recipe_file(
+        tmp_path,
+        painted,
+        data=data | {"validation": {"annotations": str(painted)}},
+        schedule={"epochs": 8},
+        loss={"foreground": 10},
+        ema={"decay": 0.9},
+        validation={"every_epochs": 8},
+    )
     script = tmp_path / "compared.py"
     script.write_text(_RANKS_COMPARED)
     command = _command(recipe, tmp_path / "out", ranks=2)

@@ -146,8 +146,6 @@ class Training:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
         self.progress = Progress()
         self._lock = OnlyWriter(output) if ranks.is_first else None
-        self._restore(resume)
-        self._parallel = net if ranks.world == 1 else DistributedDataParallel(net)
         plan = target_plan(net.settings, config.target)
         self.teacher = None
         if config.teacher is not None:
@@ -158,6 +156,8 @@ class Training:
                 device=ranks.device,
                 threads=config.threads,
             )
+        self._restore(resume)
+        self._parallel = net if ranks.world == 1 else DistributedDataParallel(net)
         self.examples = Examples(
             sets,
             shares=[part.share for part in config.data.train],
@@ -417,7 +417,10 @@ class Training:
         if epoch % config.pictures_every_epochs == 0 or last:
             self._write_pictures()
         if self.validation is not None and (epoch % config.validation.every_epochs == 0 or last):
-            metrics = self.validation.measure(self._averaged_model(), self.ranks)
+            model = self._averaged_model()
+            # Each rank's norms have seen other examples since they last met.
+            self.ranks.share_first(list(model.net.buffers()))
+            metrics = self.validation.measure(model, self.ranks)
             if metrics:  # the first rank's
                 self._note_metrics(metrics)
         progress.checked_epochs = epoch
@@ -443,6 +446,8 @@ class Training:
         }
         if self.ema is not None:
             parts["ema"] = self.ema.net.state_dict()
+        if self.teacher is not None:
+            parts["teacher"] = self.teacher.weights_sha256
         save_state(self.output / "last.pt", parts, self.progress, self.config)
         if weights:
             self._save_weights("last.safetensors")
@@ -528,6 +533,8 @@ class Training:
         if content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         log_differences(content, self.config)
+        if self.teacher is not None and content.get("teacher") != self.teacher.weights_sha256:
+            logger.warning("continued with another teacher: its weights are not those of before")
         logger.info("goes on from step %d, epoch %d", self.progress.step, self.progress.epoch)
 
     def _check_steps(self) -> None:
@@ -551,14 +558,15 @@ class Training:
             )
 
     def _restore_optimiser(self, state: dict[str, Any]) -> None:
-        """Moments from the file, but rates and betas as the recipe says now."""
+        """Moments and sizes from the file, but rates and betas as the recipe says now."""
         own = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self.optimiser.param_groups
         ]
         self.optimiser.load_state_dict(state)
         for group, settings in zip(self.optimiser.param_groups, own, strict=True):
-            group.update(settings)
+            kept = {"sizes": group["sizes"]} if "sizes" in group else {}
+            group.update(settings | kept)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self._stop_signal is None:

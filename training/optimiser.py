@@ -21,7 +21,8 @@ def make_optimiser(net: nn.Module, settings: OptimiserConfig) -> Optimizer:
     A weight's rate is settings.rate times the factor of the longest name in settings.rates that its
     own name begins with (whole words between dots). Factor 0 sets requires_grad to False. Every
     group keeps its full rate under "full_rate"; set_rates scales it. With unit "channel" steps are
-    in units of channel_sizes(net), as it is now.
+    in units of channel_sizes(net), as it is now; they are the group's "sizes", so that they are
+    part of the optimiser's state.
     """
     _check_prefixes(net, settings)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
@@ -51,7 +52,10 @@ def make_optimiser(net: nn.Module, settings: OptimiserConfig) -> Optimizer:
         fused=True,
     )
     if settings.unit == "channel":
-        _scale_steps(optimiser, channel_sizes(net))
+        sizes = channel_sizes(net)
+        for group in optimiser.param_groups:
+            group["sizes"] = [sizes[weight] for weight in group["params"]]
+        _scale_steps(optimiser)
     return optimiser
 
 
@@ -78,18 +82,23 @@ def channel_sizes(net: nn.Module) -> dict[Tensor, Tensor]:
     return sizes
 
 
-def _scale_steps(optimiser: Optimizer, sizes: dict[Tensor, Tensor]) -> None:
+def _scale_steps(optimiser: Optimizer) -> None:
     """Make every step `size` times as long. Adam's own length does not depend on the gradient's."""
-    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
-    before: list[Tensor] = []
+    before: list[list[Tensor]] = []
 
     def keep(*_: object) -> None:
-        before[:] = [weight.detach().clone() for weight in weights]
+        before[:] = [
+            [weight.detach().clone() for weight in group["params"]]
+            for group in optimiser.param_groups
+        ]
 
     def scale(*_: object) -> None:
         with torch.no_grad():
-            for weight, start in zip(weights, before, strict=True):
-                weight.sub_(start).mul_(sizes[weight]).add_(start)
+            for group, starts in zip(optimiser.param_groups, before, strict=True):
+                for weight, size, start in zip(
+                    group["params"], group["sizes"], starts, strict=True
+                ):
+                    weight.sub_(start).mul_(size.to(weight.device)).add_(start)
         before.clear()
 
     optimiser.register_step_pre_hook(keep)

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,12 @@ class Ranks:
             dist.all_reduce(values)
             values /= self.world
         return values
+
+    def share_first(self, values: Sequence[Tensor]) -> None:
+        """Put the first rank's values in place of every rank's."""
+        if self.world > 1:
+            for value in values:
+                dist.broadcast(value, src=0)
 
     def gathered(self, value: Any) -> list[Any]:
         """Every rank's value; alike on each."""

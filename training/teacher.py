@@ -60,7 +60,13 @@ class Teacher:
                 )
         self._share, self._scales = config.share, config.scales
         self._strides = tuple(entry.stride for entry in plan)
-        self._engine: Engine = load_engine(model, device=str(device), threads=threads)
+        self.weights_sha256 = model.weights_sha256
+        """What a continued run needs again."""
+        # On a card an engine may change in the middle of a run, when TensorRT has compiled.
+        engine = "auto" if device.type == "cpu" else "torch"
+        self._engine: Engine = load_engine(
+            model, engine=engine, device=str(device), threads=threads
+        )
         scales = " ".join(f"{scale:g}" for scale in config.scales)
         _log.info("%s teaches heatmaps, share %g, scales %s", config.weights, config.share, scales)
 

@@ -109,6 +109,37 @@ def test_steps_of_another_size_are_refused(
     assert len(_run(regrouped, tmp_path, resume=True)) == 6
 
 
+def test_files_that_changed_since_change_no_step_and_are_told(
+    painted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What steps are in units of is of the run's first weights; another teacher is another run."""
+    weights = tmp_path / "weights.safetensors"
+
+    def put(seed: int) -> None:
+        save_model(weights, random_model("higher_hrnet_lite", seed=seed, **TINY_NET))
+
+    config = tiny_config(
+        painted,
+        init=str(weights),
+        optimiser={"unit": "channel"},
+        teacher={"weights": str(weights), "scales": [1.0], "share": 0.5},
+    )
+    put(seed=1)
+    whole = _run(config, tmp_path / "whole", limits=Limits(steps=3))
+    parts = tmp_path / "parts"
+    _run(config, parts, limits=Limits(steps=1))
+    put(seed=2)
+    train(config, output=parts, resume=True, limits=Limits(steps=2))
+    assert "another teacher" in capsys.readouterr().err
+    put(seed=1)
+    train(config, output=parts, resume=True, limits=Limits(steps=3))
+    sizes = torch.load(parts / "last.pt", weights_only=True)["optimiser"]["param_groups"][0]
+    first = torch.load(tmp_path / "whole" / "last.pt", weights_only=True)["optimiser"]
+    for mine, theirs in zip(sizes["sizes"], first["param_groups"][0]["sizes"], strict=True):
+        assert torch.equal(mine, theirs)
+    assert _lines(parts)[0] == whole[0]
+
+
 def test_rates_of_the_recipe_hold_after_a_resume(painted: Path, tmp_path: Path) -> None:
     _run(tiny_config(painted), tmp_path, limits=Limits(steps=1))
     slower = tiny_config(painted, optimiser={"rate": 1e-5})
