@@ -67,7 +67,7 @@ class Children:
     """
 
     def __init__(self, config: StreamConfig, part: Part | None) -> None:
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: dict[tuple[Part, ...], subprocess.Popen[bytes]] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._asked_to_stop = False
         self.parts = parts_with(part or "network", config.queues)
@@ -86,30 +86,41 @@ class Children:
     @property
     def exit_code(self) -> int:
         """The gravest exit code of children that have ended; 1 for one that was killed."""
-        codes = [process.poll() or 0 for process in self._processes]
+        codes = [process.poll() or 0 for process in self._processes.values()]
         return max((code if code >= 0 else 1 for code in codes), default=0)
+
+    def has_ended(self, part: Part) -> bool:
+        """Whether the part is a child's, and that child is gone, for whatever reason."""
+        return any(
+            part in parts and process.poll() is not None
+            for parts, process in self._processes.items()
+        )
 
     def wait(self) -> int:
         """Wait for all of them; the exit code as above."""
-        for process in self._processes:
+        for parts, process in self._processes.items():
             try:
-                process.wait(_STOP_SECONDS)
+                code = process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 _log.warning("process %d does not end and is killed", process.pid)
                 process.kill()
                 process.wait()
+            else:
+                if code < 0:  # it had no chance to say so itself
+                    names = " and ".join(parts)
+                    _log.error("%s: process %d was ended by signal %d", names, process.pid, -code)
         return self.exit_code
 
     def request_stop(self) -> None:
         """Ask every child to finish, once."""
         if not self._asked_to_stop:
             self._asked_to_stop = True
-            for process in self._processes:
+            for process in self._processes.values():
                 process.send_signal(signal.SIGTERM)
 
     def stop_now(self) -> None:
         """Ask every child to drop everything. Two different signals: two alike may merge."""
-        for process in self._processes:
+        for process in self._processes.values():
             process.send_signal(signal.SIGINT)
             process.send_signal(signal.SIGTERM)
 
@@ -140,7 +151,7 @@ class Children:
             process = subprocess.Popen(
                 [*command, "--part", parts[0]], env=environment, start_new_session=True
             )
-            self._processes.append(process)
+            self._processes[parts] = process
             _log.info("%s: process %d", " and ".join(parts), process.pid)
 
 

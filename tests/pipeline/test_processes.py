@@ -1,9 +1,42 @@
-"""Which parts share a process, and where the queues of a cut meet."""
+"""Which parts share a process, where the queues of a cut meet, and what ends with a child."""
 
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
 import pytest
 
 from pipeline.config import ConfigError, QueuesConfig, load_config
-from pipeline.processes import PARTS, Children, Part, endpoint, parts_with
+from pipeline.processes import PARTS, ROOT, Children, Part, endpoint, parts_with
+
+pytestmark = pytest.mark.timeout(120)
+LIVE = ("testsrc=96x96@5", "--pace", "--quiet", "--set", "queues.poses=ipc")
+"""A source that would never end, its sinks in a child process."""
+
+
+@contextmanager
+def running(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_stream.py"), *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_lines(path: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert time.monotonic() < deadline, f"{path} did not get {count} lines"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -35,3 +68,23 @@ def test_a_part_started_by_hand_must_know_where_to_meet() -> None:
     with pytest.raises(ConfigError, match="say where the parts meet"):
         Children(config, "network")
     Children(load_config(settings={"queues.frames": "ipc:///run/x/frames"}), "network")
+
+
+def test_a_live_stream_whose_sinks_cannot_begin_ends_with_their_exit_code(tmp_path: Path) -> None:
+    with running(*LIVE, "--jsonl", tmp_path / "missing" / "p.jsonl") as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "missing does not exist" in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_live_stream_does_not_outlive_its_sinks(tmp_path: Path) -> None:
+    jsonl = tmp_path / "p.jsonl"
+    with running(*LIVE, "--jsonl", jsonl) as process:
+        wait_for_lines(jsonl, 3)
+        (sinks,) = psutil.Process(process.pid).children()
+        sinks.kill()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "sinks: process" in errors
+    assert "was ended by signal 9" in errors
