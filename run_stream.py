@@ -148,7 +148,8 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def _given(**options: Any) -> dict[str, Any]:
     """Without those that were not on the command line."""
-    return {name: value for name, value in options.items() if value not in (None, False)}
+    # Compared by identity, for 0 equals False: that it makes no sense is for its setting to say.
+    return {k: value for k, value in options.items() if value is not None and value is not False}
 
 
 if __name__ == "__main__":
