@@ -72,6 +72,7 @@ def make_network(
         ValueError: weights, engine, device or precision that cannot be used; one line.
     """
     model = model or load_model(config.weights or DEFAULT_WEIGHTS)
+    decode = decode_settings(config.poses, model)
     engines = [_engine(config, model, device) for device in devices_of(config.inference)]
     _log.info("kernels: loading (compiled once for each machine, which takes half a minute)")
     preprocess_kernels.warm_up()
@@ -83,7 +84,6 @@ def make_network(
     multiple = config.preprocess.size_multiple or model.size_multiple
     _log.info("network: %s, short side %d, sides multiples of %d", model.name, size, multiple)
     flip_order = model.skeleton.flip_order if config.inference.flip_test else None
-    decode = decode_settings(config.poses, model)
     return Network(
         preprocess=Preprocess(
             input_size=size,

@@ -1,6 +1,7 @@
 """Heatmaps, tags -> people in pixels of the upright picture. The decode is kernels.decode."""
 
 import dataclasses
+import difflib
 import time
 from collections.abc import Iterator
 from typing import Literal
@@ -73,6 +74,28 @@ def to_picture(keypoints: np.ndarray, image_from_net: np.ndarray) -> np.ndarray:
 
 
 def decode_settings(config: PosesConfig, model: Model) -> DecodeSettings:
-    """What holds for a stream: the published decode, changed by the weights, then by the user."""
+    """What holds for a stream: the published decode, changed by the weights, then by the user.
+
+    Raises:
+        ValueError: the weights' header says what cannot be used (config is checked already).
+    """
+    _check_known(model)
+    try:
+        of_weights = dataclasses.replace(DecodeSettings(), **model.decode)
+    except ValueError as error:
+        raise ValueError(
+            f"the weights of {model.name} have a decode setting that cannot be used: {error}"
+        ) from None
     chosen = {key: value for key, value in config.model_dump().items() if value is not None}
-    return dataclasses.replace(DecodeSettings(), **{**model.decode, **chosen})
+    return dataclasses.replace(of_weights, **chosen)
+
+
+def _check_known(model: Model) -> None:
+    known = [field.name for field in dataclasses.fields(DecodeSettings)]
+    for name in model.decode:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            raise ValueError(
+                f"the weights of {model.name} have an unknown decode setting {name!r}; {hint}"
+            )

@@ -1,5 +1,7 @@
 """The way back to the picture, and which decode setting wins."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,21 @@ def test_the_user_wins_over_the_weights_and_the_weights_over_the_papers() -> Non
     assert settings.min_person_score == 0.5
     assert settings.refine == "off"
     assert settings.tag_threshold == 1.0
+
+
+@pytest.mark.parametrize(
+    ("decode", "says"),
+    [
+        ({"refin": "off"}, "an unknown decode setting 'refin'; did you mean 'refine'?"),
+        ({"nonsense": 1}, "an unknown decode setting 'nonsense'; known: detection_threshold, "),
+        ({"tag_threshold": "wide"}, "a decode setting that cannot be used: tag_threshold must be"),
+    ],
+)
+def test_what_weights_say_wrongly_is_one_line(decode: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=r"^the weights of paint_reader have ") as error:
+        decode_settings(load_config().poses, painted_model(**decode))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_without_any_word_the_decode_is_the_published_one() -> None:
