@@ -1,6 +1,6 @@
 """Who may see the page: addresses, names it is called by, origins, the token. Decides, serves not.
 
-    request --> Host known? --> no other site's page asks? --> token, beyond this machine --> served
+    request --> Host known? --> no other site's page asks? --> token, if others may come --> served
                 403             403                            401
 
 Another site's page runs in the same browser as ours, so it can send requests to 127.0.0.1: under a
@@ -77,14 +77,17 @@ class Guard:
 
     Args:
         address: where the page is served.
-        token: asked of everybody; None: of nobody on loopback, a new one beyond.
-        hosts: more names that the page is called by, for example behind a proxy.
+        token: asked of everybody; None: a new one, but on loopback without further names nobody is
+            asked.
+        hosts: more names that the page is called by, for example behind a proxy, which lets in
+            others than this machine.
     """
 
     def __init__(
         self, address: Address, *, token: str | None = None, hosts: Iterable[str] = ()
     ) -> None:
-        self.token_is_new = token is None and not address.is_loopback
+        hosts = tuple(hosts)
+        self.token_is_new = token is None and (bool(hosts) or not address.is_loopback)
         self.token = secrets.token_urlsafe(24) if self.token_is_new else token
         """What a visitor must show; None: nothing."""
         names = {*_LOCAL_NAMES, address.host, *hosts}

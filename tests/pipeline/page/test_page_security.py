@@ -95,8 +95,12 @@ def test_other_sites_may_link_to_the_page_and_no_more() -> None:
     assert not refused(Guard(LOCAL), Host="localhost", Sec_Fetch_Site="same-origin")
 
 
-def test_a_token_is_made_beyond_loopback_and_only_there() -> None:
+def test_a_token_is_made_wherever_others_may_come_from() -> None:
     assert Guard(LOCAL).token is None
+    behind_a_proxy = Guard(LOCAL, hosts=["cameras.example"])
+    assert behind_a_proxy.token_is_new
+    assert not behind_a_proxy.knows({})
+    assert not Guard(LOCAL, token=TOKEN, hosts=["cameras.example"]).token_is_new
     one, other = Guard(WIDE), Guard(WIDE)
     assert one.token_is_new
     assert one.token is not None
