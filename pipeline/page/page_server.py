@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
@@ -127,14 +128,15 @@ class PageServer:
         if not self._address.is_loopback:
             _log.warning(
                 "the page at %s can be reached from other machines: whoever has the token sees "
-                "every picture, and nothing is encrypted; put a proxy with TLS before it, or "
-                "serve 127.0.0.1:%d and reach it through ssh -L",
+                "every picture, and nothing is encrypted; serve 127.0.0.1:%d and reach it through "
+                "ssh -L, or through a proxy with TLS whose name is in page.hosts",
                 url, self._address.port,
             )  # fmt: skip
         # A fragment stays in the browser: no log and no Referer ever holds it.
         secret_url = f"{url}#token={self._guard.token}"
         if self._guard.token_is_new:
-            print(f"page, with a token made for this run: {secret_url}", flush=True)
+            # Not logged, and not on standard output, where poses may go.
+            print(f"page, with a token made for this run: {secret_url}", file=sys.stderr)
         return secret_url
 
     # From here on: the server's thread.

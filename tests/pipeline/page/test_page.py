@@ -288,16 +288,26 @@ async def receive_hello(connection: aiohttp.ClientWebSocketResponse) -> Any:
     return await connection.receive_json()
 
 
-def test_beyond_loopback_a_token_is_made_and_told_once(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("serve", "hosts"), [("0.0.0.0:0", ()), ("127.0.0.1:0", ("cameras.example",))]
+)
+def test_where_others_may_come_from_a_token_is_made_and_told_once(
+    serve: str,
+    hosts: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with serving(Stand(), serve="0.0.0.0:0") as page:
+    with serving(Stand(), serve=serve, hosts=hosts) as page:
         token = page.url.partition("#token=")[2]
-        assert capsys.readouterr().out.count(token) == 1
+        told = capsys.readouterr()
+        assert told.err.count(token) == 1
+        assert told.out == "", "poses may go there"
         assert token not in caplog.text
-        assert "can be reached from other machines" in caplog.text
-        assert ask(page, "GET", "/api/streams")[0] == 401
-        assert ask(page, "GET", "/api/streams", Authorization=f"Bearer {token}")[0] == 200
+        assert ("can be reached from other machines" in caplog.text) is (not hosts)
+        host = {"Host": hosts[0]} if hosts else {}
+        assert ask(page, "GET", "/api/streams", **host)[0] == 401
+        shown = {"Authorization": f"Bearer {token}"}
+        assert ask(page, "GET", "/api/streams", **host, **shown)[0] == 200
 
 
 # --- who misbehaves ------------------------------------------------------------------------------
