@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -80,8 +80,9 @@ def decode_settings(config: PosesConfig, model: Model) -> DecodeSettings:
         ValueError: the weights' header says what cannot be used (config is checked already).
     """
     _check_known(model)
+    said: dict[str, Any] = {**model.decode}
     try:
-        of_weights = dataclasses.replace(DecodeSettings(), **model.decode)
+        of_weights = dataclasses.replace(DecodeSettings(), **said)
     except ValueError as error:
         raise ValueError(
             f"the weights of {model.name} have a decode setting that cannot be used: {error}"
