@@ -63,7 +63,7 @@ class Children:
         part: None starts what a cut separates from the network. A part started by hand has no
             children.
     Raises:
-        ConfigError: a part started by hand would meet the others nowhere.
+        ConfigError: a part started by hand would meet the others nowhere, or be the whole stream.
     """
 
     def __init__(self, config: StreamConfig, part: Part | None) -> None:
@@ -74,6 +74,11 @@ class Children:
         """Those that this process runs itself."""
         self.config = config
         """The configuration, every queue with its address."""
+        if part is not None and self.parts == PARTS:
+            raise ConfigError(
+                "--part needs a cut: --set queues.frames=tcp://HOST:PORT or "
+                "--config configs/two_machines.yaml"
+            )
         if part is None and self.parts != PARTS:
             self._folder = tempfile.TemporaryDirectory(prefix="posestream-")  # this user's alone
             self.config = _with_addresses(config, self._folder.name)

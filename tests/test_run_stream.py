@@ -127,6 +127,7 @@ def test_demo_finds_the_people_where_they_are(tmp_path: Path) -> None:
         (["demo", "--device", "cpu", "--decode", "card"], "decode: card is not possible"),
         (["demo", "--publish", "tcp://nowhere"], "tcp://nowhere"),
         (["demo", "--part", "network", "--set", "queues.frames=ipc"], "where the parts meet"),
+        (["demo", "--part", "sources"], "--part needs a cut: --set queues.frames="),
         (["rtsp://user:secret@", "--max-frames", "1"], "is not a URL"),
     ],
 )
