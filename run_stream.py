@@ -16,7 +16,7 @@ examples:
   run_stream.py clip.mp4 --weights pose_higher_hrnet_w32_512.pth --save poses.mp4
 
 every setting has a name in pipeline/config.py; for what no option covers:
-  run_stream.py clip.mp4 --set poses.refine=off --set preprocess.max_long_side=1024
+  run_stream.py clip.mp4 --set poses.refine=off --set sources.0.rotation=90
 
 exit codes: 0 done or stopped, 1 a stage or a check failed, 2 bad input (one line says what to do)
 """

@@ -66,6 +66,11 @@ class SourceConfig(_Settings):
     """Cameras and URLs: silence after which the connection counts as lost, within twice that. More
     than the time between two frames; with HLS, than a segment's length."""
 
+    @field_validator("input", "name", mode="before")
+    @classmethod
+    def _a_number_is_a_word(cls, word: object) -> object:
+        return str(word) if type(word) is int else word  # a webcam's, which YAML reads as such
+
     @field_validator("roi")
     @classmethod
     def _has_an_area(cls, roi: RegionOfInterest | None) -> RegionOfInterest | None:
@@ -345,8 +350,8 @@ def load_config(
         ConfigError: one line that names the file or key, what was got and what is expected.
     """
     tree = {} if path is None else _read_yaml(path)
-    if sources:
-        tree["sources"] = list(sources)
+    given = list(sources) or tree.get("sources", [])
+    tree["sources"] = _source_list(given, every_source or {})
     for name, value in (settings or {}).items():
         _put(tree, name, value)
     for override in overrides:
@@ -354,8 +359,8 @@ def load_config(
         if not equals or not name:
             shown = redact(override)
             raise ConfigError(f"--set takes key=value, got {shown!r}; e.g. poses.refine=off")
-        _put(tree, name, _yaml_value(name, text))
-    tree["sources"] = _source_list(tree.get("sources", []), every_source or {})
+        value = _yaml_value(name, text)
+        _put(tree, name, _source_list(value, every_source or {}) if name == "sources" else value)
     try:
         return StreamConfig.model_validate(tree)
     except ValidationError as error:
@@ -363,15 +368,13 @@ def load_config(
 
 
 def _source_list(sources: Any, every_source: Mapping[str, Any]) -> Any:
-    """A source may be a plain string; anything else that is no list is left to the validation."""
+    """A source may be a plain word or number; what is neither is left to the validation."""
     if isinstance(sources, str | int):
         sources = [sources]
     if not isinstance(sources, list):
         return sources
-    return [
-        {**(source if isinstance(source, dict) else {"input": str(source)}), **every_source}
-        for source in sources
-    ]
+    groups = [{"input": each} if isinstance(each, str | int) else each for each in sources]
+    return [{**each, **every_source} if isinstance(each, dict) else each for each in groups]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -387,7 +390,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         shown = redact(repr(settings))
         raise ConfigError(f"configuration {path} must hold `key: value` lines, got {shown}")
-    return settings
+    return {key: _empty_group(key) if value is None else value for key, value in settings.items()}
+
+
+def _empty_group(key: object) -> dict[str, Any] | list[Any] | None:
+    """What a key stands for whose lines are all commented out; None where it is no group."""
+    field = StreamConfig.model_fields.get(str(key))
+    if field is None or _settings_inside(field.annotation) is None:
+        return None
+    return [] if key == "sources" else {}
 
 
 def _yaml_value(name: str, text: str) -> Any:
@@ -398,13 +409,25 @@ def _yaml_value(name: str, text: str) -> Any:
 
 
 def _put(tree: dict[str, Any], name: str, value: Any) -> None:
-    """Set a value by its dotted name."""
+    """Set a value by its dotted name; a number counts the entries of a list, from 0."""
     *groups, last = name.split(".")
+    place: Any = tree
     for group in groups:
-        tree = tree.setdefault(group, {})
-        if not isinstance(tree, dict):
+        if isinstance(place, list):
+            place = place[_entry(place, group, name)]
+        else:
+            place = place.setdefault(group, {})
+        if not isinstance(place, dict | list):
             raise ConfigError(f"setting {name!r}: {group!r} is not a group of settings")
-    tree[last] = value
+    place[_entry(place, last, name) if isinstance(place, list) else last] = value
+
+
+def _entry(entries: list[Any], word: str, name: str) -> int:
+    if word.isdecimal() and int(word) < len(entries):
+        return int(word)
+    raise ConfigError(
+        f"setting {name!r}: there is no entry {word!r}; there are {len(entries)}, counted from 0"
+    )
 
 
 def _one_line(error: ValidationError) -> str:

@@ -36,6 +36,37 @@ def test_sources_of_the_command_line_replace_those_of_the_file(tmp_path: Path) -
     assert [source.input for source in load_config(path, sources=["0"]).sources] == ["0"]
 
 
+def test_a_setting_of_one_source_is_named_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "stream.yaml"
+    path.write_text("sources: [a.mp4, {input: b.mp4, roi: [0, 0, 1, 1]}]\n")
+    overrides = ["sources.0.max_fps=5", "sources.1.roi.1=0.5", "sources.1.input=c.mp4"]
+    for_all = {"max_fps": 9, "pace": True}
+    first, second = load_config(path, every_source=for_all, overrides=overrides).sources
+    assert (first.input, first.max_fps, first.pace) == ("a.mp4", 5, True)
+    assert (second.input, second.max_fps, second.roi) == ("c.mp4", 9, (0, 0.5, 1, 1))
+    (typed,) = load_config(sources=["demo"], overrides=["sources.0.name=x"]).sources
+    assert (typed.input, typed.name) == ("demo", "x")
+    all_new = load_config(path, every_source=for_all, overrides=["sources=[d]", "sources.0.name=y"])
+    assert [(s.input, s.name, s.max_fps) for s in all_new.sources] == [("d", "y", 9)]
+
+
+def test_numbers_name_cameras(tmp_path: Path) -> None:
+    path = tmp_path / "stream.yaml"
+    path.write_text("sources:\n- {name: 1, input: 0}\n- 2\n")
+    sources = load_config(path).sources
+    assert [(source.input, source.name) for source in sources] == [("0", "1"), ("2", None)]
+
+
+def test_a_group_without_lines_is_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "stream.yaml"
+    path.write_text("sources:\nrecorder:\n# jsonl: a\npage:\n")
+    config = load_config(path, settings={"recorder.jsonl": "b"})
+    assert (config.sources, config.recorder.jsonl) == ((), "b")
+    path.write_text("recoder:\n")
+    with pytest.raises(ConfigError, match="unknown setting 'recoder'; did you mean 'recorder'"):
+        load_config(path)
+
+
 def test_off_in_yaml_is_the_mode_and_not_false(tmp_path: Path) -> None:
     path = tmp_path / "stream.yaml"
     path.write_text("poses: {refine: off}\n")
@@ -59,6 +90,10 @@ def test_off_in_yaml_is_the_mode_and_not_false(tmp_path: Path) -> None:
         (["weights=a", "weights.name=b"], "setting 'weights.name': 'weights' is not a group"),
         (["poses.refine={"], "setting 'poses.refine': '{' is not a YAML value"),
         (["sources=5.5"], "setting 'sources': "),
+        (["sources=[a, null]"], "setting 'sources.1': "),
+        (["sources=[a]", "sources.1.loop=on"], "'sources.1.loop': there is no entry '1'; there are"),
+        (["sources=[a]", "sources.one=b"], "'sources.one': there is no entry 'one'; there are"),
+        (["sources=[a]", "sources.0.input.b=1"], "setting 'sources.0.input.b': 'input' is not"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(overrides: list[str], says: str) -> None:
