@@ -91,7 +91,7 @@ def test_off_in_yaml_is_the_mode_and_not_false(tmp_path: Path) -> None:
         (["poses.refine={"], "setting 'poses.refine': '{' is not a YAML value"),
         (["sources=5.5"], "setting 'sources': "),
         (["sources=[a, null]"], "setting 'sources.1': "),
-        (["sources=[a]", "sources.1.loop=on"], "'sources.1.loop': there is no entry '1'; there are"),
+        (["sources=[a]", "sources.1.loop=on"], "'sources.1.loop': there is no entry '1'; there"),
         (["sources=[a]", "sources.one=b"], "'sources.one': there is no entry 'one'; there are"),
         (["sources=[a]", "sources.0.input.b=1"], "setting 'sources.0.input.b': 'input' is not"),
     ],
