@@ -304,10 +304,10 @@ def test_where_others_may_come_from_a_token_is_made_and_told_once(
         assert told.out == "", "poses may go there"
         assert token not in caplog.text
         assert ("can be reached from other machines" in caplog.text) is (not hosts)
-        host = {"Host": hosts[0]} if hosts else {}
-        assert ask(page, "GET", "/api/streams", **host)[0] == 401
-        shown = {"Authorization": f"Bearer {token}"}
-        assert ask(page, "GET", "/api/streams", **host, **shown)[0] == 200
+        headers: dict[str, Any] = {"Host": hosts[0]} if hosts else {}
+        assert ask(page, "GET", "/api/streams", **headers)[0] == 401
+        headers["Authorization"] = f"Bearer {token}"
+        assert ask(page, "GET", "/api/streams", **headers)[0] == 200
 
 
 # --- who misbehaves ------------------------------------------------------------------------------
