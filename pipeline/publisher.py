@@ -83,7 +83,8 @@ class Publisher:
             session: shared with other sinks of this run; by default a new one.
             status: how each stream is doing, by name; called from another thread, once a second
                 and at the end. None publishes no status.
-            num_streams: how many sources will publish at about the same moment.
+            num_streams: how many sources will publish at about the same moment, at most. (To
+                lengthen the queues of connections that there are crashes libzmq 4.3.5.)
             curve_dir: folder of keys (pipeline/curve.py): messages are encrypted, and only whose
                 key is there gets them. Read again when a file changes. None: no keys.
         Raises:

@@ -24,12 +24,13 @@ from pipeline.config import ConfigError, SourceConfig, StreamConfig
 from pipeline.decoder import is_live
 from pipeline.load.contract import LoadWatch, StepTaker, check_contract, degraded, steps_for
 from pipeline.load.shedding import Shedding
+from pipeline.meeting import Awaited, check_addresses
 from pipeline.messages import NetOutput, Poses
 from pipeline.overlay import Draw, SharedPictures, drawn_picture, picture
 from pipeline.page.page import Page
 from pipeline.page.page_api import PageSubject
 from pipeline.placement import Placement, cuda_devices
-from pipeline.processes import PARTS, Children, Part, endpoint, is_orphan
+from pipeline.processes import PARTS, Children, Part, endpoint, is_child, is_orphan
 from pipeline.progress import Progress, start_logging
 from pipeline.publisher import Publisher
 from pipeline.queues import Policy, Queue
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 _DRAIN_SECONDS = 10.0  # after a request to stop: how long a part without sources waits for the end
 _SILENCE_SECONDS = 3.0  # after which a stream with a failed child counts as stuck
 _TICK_SECONDS = 0.1
+_STREAMS_OF_A_PAGE = 64  # as many as it may add without subscribers losing messages
 
 _log = logging.getLogger(__name__)
 _stream_numbers = count()
@@ -133,6 +135,8 @@ class Stream:
         self._load_watch: LoadWatch | None = None
         _check_outputs(config)
         check_contract(config.contract, self._live)
+        num_queues = {"frames": len(config.sources), "poses": len(self._sink_names)}
+        check_addresses(config.queues, parts, num_queues)
         # Sinks last: what else is refused should not have been seen at a port meanwhile.
         if "sources" in parts:
             for source in config.sources:
@@ -141,6 +145,7 @@ class Stream:
             self._add_network(model)
         if "sinks" in parts:
             self._add_sinks()
+        self._awaited = Awaited(config.queues, parts, num_queues)
 
     # --- building ------------------------------------------------------------------------------
 
@@ -230,7 +235,7 @@ class Stream:
             assert config.publisher.endpoint is not None
             publisher = Publisher(
                 config.publisher.endpoint, format=config.publisher.format, session=session,
-                status=self._status, num_streams=len(config.sources),
+                status=self._status, num_streams=self._room_for_streams(),
                 curve_dir=config.publisher.curve_dir,
             )  # fmt: skip
             self.stats.watch_overflows(publisher.overflows)
@@ -241,6 +246,11 @@ class Stream:
                 min_keypoint_score=overlay.min_keypoint_score,
             )  # fmt: skip
         return self._recorder(name, session)
+
+    def _room_for_streams(self) -> int:
+        """How many the publisher's queues must take: they cannot grow when the page adds some."""
+        page_adds = self._parts == PARTS and self._config.page.serve is not None
+        return max(len(self._config.sources), _STREAMS_OF_A_PAGE if page_adds else 1)
 
     def _recorder(self, name: str, session: str) -> Sink:
         recorder, per_source = self._config.recorder, len(self._config.sources) > 1
@@ -347,6 +357,8 @@ class Stream:
     def _react(self, request: StopRequest, children: Children | None) -> None:
         """A first request ends the sources, and the rest follows; a second one ends everything."""
         self._forget_removed()
+        if self._is_by_hand:
+            self._awaited.tick(lambda: [a for stage in self._all_stages for a in stage.unheard])
         if self._load_watch is not None and request.seconds is None:
             self._load_watch.tick()
         if request.seconds is not None or self._stop.is_set():

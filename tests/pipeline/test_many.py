@@ -176,6 +176,23 @@ def _runs(frames: list[int]) -> list[list[int]]:
     return [frames[a:b] for a, b in pairwise(edges)]
 
 
+def test_a_subscriber_hears_all_of_the_many_sources_that_the_page_added(tmp_path: Path) -> None:
+    settings = {
+        "page": {"serve": "127.0.0.1:0"},
+        "publisher": {"endpoint": f"ipc://{tmp_path}/poses"},
+    }
+    names = [f"cam{i}" for i in range(24)]
+    first = {"input": WIDE.format(2), "name": names[0]}
+    with running(stream_of(first, settings=settings)) as stream, _subscribed(tmp_path) as heard:
+        for name in names[1:]:
+            stream.add_source(SourceConfig(input=WIDE.format(2), name=name, pace=True))
+        wait_until(lambda: all(len(heard.get(f"status/{name}/", ())) >= 5 for name in names))
+    for name in names:
+        for kind in ("pose", "status"):
+            seqs = {message["seq"] for message in heard[f"{kind}/{name}/"]}
+            assert len(seqs) == max(seqs) - min(seqs) + 1, f"{kind}/{name}/ has gaps: {seqs}"
+
+
 @contextmanager
 def _subscribed(folder: Path) -> Iterator[dict[str, list[dict[str, Any]]]]:
     """All messages by topic."""
