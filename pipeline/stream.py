@@ -24,13 +24,12 @@ from pipeline.config import ConfigError, SourceConfig, StreamConfig
 from pipeline.decoder import is_live
 from pipeline.load.contract import LoadWatch, StepTaker, check_contract, degraded, steps_for
 from pipeline.load.shedding import Shedding
-from pipeline.meeting import Awaited, check_addresses
 from pipeline.messages import NetOutput, Poses
 from pipeline.overlay import Draw, SharedPictures, drawn_picture, picture
 from pipeline.page.page import Page
 from pipeline.page.page_api import PageSubject
 from pipeline.placement import Placement, cuda_devices
-from pipeline.processes import PARTS, Children, Part, endpoint, is_child, is_orphan
+from pipeline.processes import PARTS, Children, Part, endpoint, is_orphan
 from pipeline.progress import Progress, start_logging
 from pipeline.publisher import Publisher
 from pipeline.queues import Policy, Queue
@@ -135,8 +134,6 @@ class Stream:
         self._load_watch: LoadWatch | None = None
         _check_outputs(config)
         check_contract(config.contract, self._live)
-        num_queues = {"frames": len(config.sources), "poses": len(self._sink_names)}
-        check_addresses(config.queues, parts, num_queues)
         # Sinks last: what else is refused should not have been seen at a port meanwhile.
         if "sources" in parts:
             for source in config.sources:
@@ -145,7 +142,6 @@ class Stream:
             self._add_network(model)
         if "sinks" in parts:
             self._add_sinks()
-        self._awaited = Awaited(config.queues, parts, num_queues)
 
     # --- building ------------------------------------------------------------------------------
 
@@ -357,8 +353,6 @@ class Stream:
     def _react(self, request: StopRequest, children: Children | None) -> None:
         """A first request ends the sources, and the rest follows; a second one ends everything."""
         self._forget_removed()
-        if self._is_by_hand:
-            self._awaited.tick(lambda: [a for stage in self._all_stages for a in stage.unheard])
         if self._load_watch is not None and request.seconds is None:
             self._load_watch.tick()
         if request.seconds is not None or self._stop.is_set():
