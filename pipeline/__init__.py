@@ -17,6 +17,7 @@ What they stand on:
     stream.py       which stage runs where; starts, watches and stops them all
     stop_request.py Ctrl-C, SIGTERM
     processes.py    the parts of a cut stream that are processes of their own
+    meeting.py      where they meet: addresses checked, who does not come; addresses.py: advice
     stage.py        the loop that all stages share
     queues.py       the sockets between stages; wire.py and slots.py: messages between processes
     messages.py     what crosses the queues; schema.py: what subscribers see

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.redaction import redact
 
+_MAX_PORT = 65535  # ZeroMQ itself takes 99999 for 34463
+
 
 class ConfigError(ValueError):
     """A setting that cannot be used: says which, what was got and what is expected."""
@@ -287,7 +289,7 @@ class QueuesConfig(_Settings):
         host, _, port = address.rpartition(":")
         if cut in ("inproc", "ipc") or (transport == "ipc" and address):
             return cut
-        if transport == "tcp" and host and port.isdecimal():
+        if transport == "tcp" and host and port.isdecimal() and int(port) <= _MAX_PORT:
             return cut
         raise ValueError("must be inproc, ipc, ipc:///path or tcp://host:port")
 

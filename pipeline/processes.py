@@ -72,6 +72,8 @@ class Children:
         self._asked_to_stop = False
         self.parts = parts_with(part or "network", config.queues)
         """Those that this process runs itself."""
+        self.by_hand = part is not None and PARENT_VARIABLE not in os.environ
+        """Whether somebody starts the other parts, on whatever machine."""
         self.config = config
         """The configuration, every queue with its address."""
         if part is not None and self.parts == PARTS:

@@ -54,6 +54,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from pipeline import wire
+from pipeline.addresses import why_not_here
 from pipeline.slots import SlotReader, SlotWriter
 
 Policy = Literal["wait", "drop_oldest"]
@@ -191,6 +192,12 @@ class Sender:
             raise ValueError(f"policy must be wait or drop_oldest, got {policy!r}")
 
     @property
+    def met(self) -> bool:
+        """Whether a receiver was ever there, as far as noticed; always True for inproc."""
+        outlet = self._pump.outlet if self._pump else self._outlet
+        return outlet is None or outlet.met
+
+    @property
     def dropped(self) -> int:
         """Messages that will not arrive, so far."""
         return self._drops.count
@@ -317,6 +324,11 @@ class Receiver:
     def connected(self) -> bool:
         """Whether a sender is there, as far as known; always True for inproc."""
         return self._link is None or self._link.absent_since is None
+
+    @property
+    def met(self) -> bool:
+        """Whether a sender was ever there, as far as noticed; always True for inproc."""
+        return self._link is None or self._link.was_there
 
     def receive(self, *, timeout_seconds: float | None = None) -> Message | Literal[End.END]:
         """The next message, or END once the sender has closed (and ever after).
@@ -598,6 +610,10 @@ class _Outlet:
     def depth(self) -> int:
         return int(self._in_flight is not None)
 
+    @property
+    def met(self) -> bool:
+        return self._link is None or self._link.was_there
+
     def absent_seconds(self) -> float:
         """How long no receiver has been there; 0 while one is."""
         if self._link is not None:
@@ -788,21 +804,22 @@ class _Pump(threading.Thread):
         self._timeout_seconds = 0.0
         self._aborted = False
         self._opened = threading.Event()
-        self._outlet: _Outlet | None = None
+        self.outlet: _Outlet | None = None
+        """None until open()."""
         self._error: BaseException | None = None
 
     @property
     def depth(self) -> int:
-        return int(self._mailbox is not None) + (self._outlet.depth if self._outlet else 0)
+        return int(self._mailbox is not None) + (self.outlet.depth if self.outlet else 0)
 
     def open(self) -> str:
         """Start; the endpoint that it bound."""
         self.start()
         self._opened.wait()
-        if self._outlet is None:
+        if self.outlet is None:
             assert self._error is not None
             raise self._error
-        return self._outlet.endpoint
+        return self.outlet.endpoint
 
     def put(self, message: Message) -> None:
         """The newest message, in place of one that nobody has asked for yet."""
@@ -833,7 +850,7 @@ class _Pump(threading.Thread):
 
     def run(self) -> None:
         try:
-            outlet = self._outlet = _Outlet(
+            outlet = self.outlet = _Outlet(
                 self._endpoint,
                 pixels=self._pixels,
                 context=self._context,
@@ -916,7 +933,7 @@ class _Link:
         self._endpoint = endpoint
         self._other_end = other_end
         self._connections: set[int] = set()  # file descriptors
-        self._was_there = False
+        self.was_there = False
         self.is_over = False
         """Set after END: from now on the other end may leave without a word."""
         self.monitor = socket.get_monitor_socket(came | zmq.EVENT_DISCONNECTED)
@@ -937,9 +954,9 @@ class _Link:
                 is_new = True
         if self._connections and self.absent_since is not None:
             self.absent_since = None
-            if self._was_there:
+            if self.was_there:
                 _log.info("%s: a %s is there again", self._endpoint, self._other_end)
-            self._was_there = True
+            self.was_there = True
         elif not self._connections and self.absent_since is None:
             self.absent_since = time.monotonic()
             if not self.is_over:
@@ -1018,8 +1035,16 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
             raise ValueError(f"cannot bind {endpoint}: {error.strerror}") from None
         except zmq.ZMQError as error:
             if error.errno != zmq.EADDRINUSE or time.monotonic() > deadline:
-                raise ValueError(f"cannot bind {endpoint}: {error.strerror}") from None
+                reason = why_not_here(error.errno, error.strerror)
+                raise ValueError(f"cannot bind {endpoint}: {reason}") from None
         time.sleep(0.02)
+
+
+def check_bind(endpoint: str) -> None:
+    """ValueError where a sender could not bind at this moment; the address stays free."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        _bind(socket, endpoint)
+    # Leaving the context waits until ZeroMQ has let the address go.
 
 
 def _check_path(path: str) -> None:

@@ -101,6 +101,15 @@ class Stage(threading.Thread):
         self._lock = threading.Lock()  # of _errands and _takes_errands
         self._takes_errands = True
 
+    @property
+    def unheard(self) -> list[str]:
+        """Endpoints at whose other end no process has been so far; from any thread."""
+        # Senders are made in the order of the outputs, and have resolved their endpoints.
+        outputs = zip(self._outputs, self._senders.copy(), strict=False)
+        return [queue.endpoint for queue, sender in outputs if not sender.met] + [
+            receiver.endpoint for receiver in self._receivers.copy() if not receiver.met
+        ]
+
     def soon(self, errand: Callable[[], None]) -> bool:
         """Have something done by the stage's thread between two messages; from any thread.
 

@@ -24,6 +24,7 @@ from pipeline.config import ConfigError, SourceConfig, StreamConfig
 from pipeline.decoder import is_live
 from pipeline.load.contract import LoadWatch, StepTaker, check_contract, degraded, steps_for
 from pipeline.load.shedding import Shedding
+from pipeline.meeting import Awaited, check_addresses
 from pipeline.messages import NetOutput, Poses
 from pipeline.overlay import Draw, SharedPictures, drawn_picture, picture
 from pipeline.page.page import Page
@@ -134,6 +135,8 @@ class Stream:
         self._load_watch: LoadWatch | None = None
         _check_outputs(config)
         check_contract(config.contract, self._live)
+        num_queues = {"frames": len(config.sources), "poses": len(self._sink_names)}
+        check_addresses(config.queues, parts, num_queues)
         # Sinks last: what else is refused should not have been seen at a port meanwhile.
         if "sources" in parts:
             for source in config.sources:
@@ -142,6 +145,7 @@ class Stream:
             self._add_network(model)
         if "sinks" in parts:
             self._add_sinks()
+        self._awaited = Awaited(config.queues, parts, num_queues)
 
     # --- building ------------------------------------------------------------------------------
 
@@ -354,6 +358,8 @@ class Stream:
         """A first request ends the sources, and the rest follows; a second one ends everything."""
         self._forget_removed()
         if self._load_watch is not None and request.seconds is None:
+        if children is not None and children.by_hand:
+            self._awaited.tick(self._unheard)
             self._load_watch.tick()
         if request.seconds is not None or self._stop.is_set():
             self.sources.stop()  # each may be waiting for its camera
@@ -367,6 +373,10 @@ class Stream:
             self._stop.set()
 
     def _is_stuck(self, children: Children | None) -> bool:
+    def _unheard(self) -> list[str]:
+        living = (stage for stage in self._all_stages if stage.is_alive())
+        return [address for stage in living for address in stage.unheard]
+
         """Whether a child has ended and for a while its end was missed.
 
         Without sinks that is at once: a live stream would drop its results and run on for nobody.

@@ -127,6 +127,11 @@ def test_demo_finds_the_people_where_they_are(tmp_path: Path) -> None:
         (["demo", "--device", "cpu", "--decode", "card"], "decode: card is not possible"),
         (["demo", "--publish", "tcp://nowhere"], "tcp://nowhere"),
         (["demo", "--part", "network", "--set", "queues.frames=ipc"], "where the parts meet"),
+        (
+            ["demo", "--config", str(ROOT / "configs/two_machines.yaml"), "--part", "sources"],
+            "cannot bind tcp://192.0.2.20:5600: this machine has no such address; put this machine",
+        ),
+        (["demo", "--set", "queues.frames=tcp://a:65536"], "must be inproc, ipc, "),
         (["demo", "--part", "sources"], "--part needs a cut: --set queues.frames="),
         (["rtsp://user:secret@", "--max-frames", "1"], "is not a URL"),
     ],
@@ -303,9 +308,14 @@ def test_a_cut_stream_stops_in_order_and_tells_of_bad_input(tmp_path: Path) -> N
 def test_parts_started_by_hand_meet(tmp_path: Path) -> None:
     cut = ("--set", f"queues.frames=tcp://127.0.0.1:{_free_port()}")
     jsonl = tmp_path / "p.jsonl"
-    with running("demo", "--max-frames", "12", "--part", "sources", *cut) as sources:
+    with running("demo", "--max-frames", "12", "--part", "sources", "--quiet", *cut) as sources:
+        assert sources.stderr is not None
+        address = cut[1].removeprefix("queues.frames=")
+        said = sources.stderr.readline()  # before anybody has come
+        assert said == f"WARNING waiting for the network at {address} (nothing heard yet)\n"
         result = run("demo", "--part", "network", "--jsonl", jsonl, *cut)
         assert result.returncode == 0, result.stderr
+        assert "waiting for" not in result.stderr
         assert sources.wait(30) == 0
     assert [message["frame"] for message in messages_of(jsonl)] == list(range(12))
 
