@@ -171,6 +171,11 @@ def _with_addresses(config: StreamConfig, folder: str) -> StreamConfig:
     return config.model_copy(update={"queues": QueuesConfig(**cuts)})
 
 
+def is_child() -> bool:
+    """Whether another process of the stream started this one."""
+    return PARENT_VARIABLE in os.environ
+
+
 def is_orphan() -> bool:
     """Whether the process that started this one as its child is gone."""
     parent = os.environ.get(PARENT_VARIABLE)

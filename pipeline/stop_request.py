@@ -16,13 +16,18 @@ class StopRequest:
     """Ctrl-C, SIGTERM and the viewer's window, in a `with` block of the main thread.
 
     Outside the main thread (tests) signals are left alone.
+
+    Args:
+        parent_repeats: a parent process passes on what was said to it, and service managers say it
+            to both: the same signal again means nothing then, and a different one means at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, parent_repeats: bool = False) -> None:
         self.event = threading.Event()
         """Set by the first request."""
+        self._parent_repeats = parent_repeats
         self._since: float | None = None
-        self._num_signals = 0
+        self._signals: list[int] = []
         self._former: dict[int, Any] = {}
 
     @property
@@ -35,7 +40,8 @@ class StopRequest:
     @property
     def is_urgent(self) -> bool:
         """Whether it was said twice."""
-        return self._num_signals > 1
+        said = set(self._signals) if self._parent_repeats else self._signals
+        return len(said) > 1
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -48,5 +54,5 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._num_signals += 1
+        self._signals.append(number)
         self.event.set()

@@ -30,7 +30,7 @@ from pipeline.overlay import Draw, SharedPictures, drawn_picture, picture
 from pipeline.page.page import Page
 from pipeline.page.page_api import PageSubject
 from pipeline.placement import Placement, cuda_devices
-from pipeline.processes import PARTS, Children, Part, endpoint, is_orphan
+from pipeline.processes import PARTS, Children, Part, endpoint, is_child, is_orphan
 from pipeline.progress import Progress, start_logging
 from pipeline.publisher import Publisher
 from pipeline.queues import Policy, Queue
@@ -336,7 +336,8 @@ class Stream:
 
     def run(self, children: Children | None = None, *, quiet: bool = True) -> int:
         """Start the stages, watch them, join them. Returns the exit code, as run() above."""
-        with StopRequest() as request, Progress(self.stats, list(self.sources), quiet=quiet):
+        stop_request = StopRequest(parent_repeats=is_child())
+        with stop_request as request, Progress(self.stats, list(self.sources), quiet=quiet):
             self.sources.start()
             for stage in self._stages:
                 stage.start()

@@ -78,6 +78,21 @@ def test_a_live_stream_whose_sinks_cannot_begin_ends_with_their_exit_code(tmp_pa
     assert len(errors.splitlines()) == 1
 
 
+def test_a_child_that_is_asked_twice_to_stop_still_writes_what_is_under_way(tmp_path: Path) -> None:
+    """As `systemctl stop` does: it signals every process, and the parent passes it on."""
+    jsonl = tmp_path / "p.jsonl"
+    with running(*LIVE, "--jsonl", jsonl) as process:
+        wait_for_lines(jsonl, 3)
+        (sinks,) = psutil.Process(process.pid).children()
+        for _ in range(2):
+            sinks.terminate()
+            time.sleep(0.3)
+        wait_for_lines(jsonl, jsonl.read_bytes().count(b"\n") + 3)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+
+
 def test_a_live_stream_does_not_outlive_its_sinks(tmp_path: Path) -> None:
     jsonl = tmp_path / "p.jsonl"
     with running(*LIVE, "--jsonl", jsonl) as process:
