@@ -36,12 +36,14 @@ class Tracker:
         self._config = config
         self._smooth = smooth
         self._sources: dict[str, SourceTracker] = {}
+        self._next_ids: dict[str, int] = {}  # of sources that have gone
 
     def __call__(self, poses: Poses) -> Poses:
         started = time.perf_counter()
         source = poses.frame.source
         if source not in self._sources:
-            self._sources[source] = SourceTracker(self._config, self._smooth)
+            first_id = self._next_ids.get(source, 1)
+            self._sources[source] = SourceTracker(self._config, self._smooth, first_id=first_id)
         ids, smoothed = self._sources[source](poses)
         return replace(
             poses,
@@ -52,18 +54,21 @@ class Tracker:
         )
 
     def forget_source(self, name: str) -> None:
-        """A source has gone; should it come back, it begins anew."""
-        self._sources.pop(name, None)
+        """A source has gone; should it come back, it begins anew, but gives no id twice."""
+        gone = self._sources.pop(name, None)
+        if gone is not None:
+            self._next_ids[name] = gone.next_id
 
 
 class SourceTracker:
     """The tracks of one source."""
 
-    def __init__(self, config: TrackerConfig, smooth: SmoothConfig) -> None:
+    def __init__(self, config: TrackerConfig, smooth: SmoothConfig, *, first_id: int = 1) -> None:
         self._config = config
         self._smooth = smooth
         self._clock = Clock()
-        self._next_id = 1  # never used twice, also after a restart
+        self.next_id = first_id
+        """Never used twice, also after a restart."""
         self._size: tuple[int, int] | None = None
         self._skeleton = ""
         self._tracks = Tracks.none(0)
@@ -121,8 +126,8 @@ class SourceTracker:
     def _confirmed(self, tracks: Tracks) -> Tracks:
         new = np.flatnonzero((tracks.ids == NO_ID) & (tracks.times_seen >= self._config.min_frames))
         ids = tracks.ids.copy()
-        ids[new] = self._next_id + np.arange(len(new))
-        self._next_id += len(new)
+        ids[new] = self.next_id + np.arange(len(new))
+        self.next_id += len(new)
         return tracks._replace(ids=ids)
 
     def _calmed(

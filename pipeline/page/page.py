@@ -56,6 +56,7 @@ class Page:
         self._quality = [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality]
         self._min_keypoint_score = min_keypoint_score
         self._session = session or new_session()
+        # By source, kept when one goes: under its name `seq` may not begin again in this session.
         self._num_messages: Counter[str] = Counter()
         self._server = PageServer(
             config, subject, privacy=privacy, min_keypoint_score=min_keypoint_score
@@ -73,10 +74,6 @@ class Page:
         message = self._message(poses) if any(view.kind == "message" for view in views) else b""
         bodies = {view: self._body(view, message, shrunk, poses) for view in views}
         self._server.deliver(source, bodies)
-
-    def forget_source(self, name: str) -> None:
-        """A source has gone; another may come under its name."""
-        self._num_messages.pop(name, None)
 
     def close(self) -> None:
         """Say goodbye to everybody; waits a moment at most."""

@@ -201,6 +201,15 @@ def test_a_new_size_and_a_new_start_make_new_people_and_no_id_twice() -> None:
     assert len({*first.tolist(), *second.tolist(), *third.tolist()}) == 3
 
 
+def test_a_source_that_was_forgotten_gives_no_id_twice() -> None:
+    track = tracker()
+    assert stand(track, 300, 600).tolist() == [1, 2]
+    for start, expected in ((10, 3), (20, 4)):
+        track.forget_source("cam1")
+        track.forget_source("never came")
+        assert stand(track, 300, start=start).tolist() == [expected]
+
+
 def test_an_empty_picture_is_no_trouble() -> None:
     track = tracker()
     first = stand(track, 300)

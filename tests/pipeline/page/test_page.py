@@ -25,6 +25,7 @@ import pytest
 
 from pipeline.config import SourceConfig
 from pipeline.page.page import Page
+from pipeline.stream import ForgetsSources
 from tests.page_stand import COLOR_BGR, Stand, feeding, picture_of, serving, split_body
 
 pytestmark = pytest.mark.timeout(60)
@@ -117,6 +118,25 @@ def test_what_is_not_acknowledged_is_not_followed_by_more() -> None:
         assert newest["frame"] - second["frame"] >= 5, "an old frame was kept"
 
     with serving(stand) as page, feeding(page, stand, "cam1"):
+        look(page, scene)
+
+
+def test_a_camera_that_was_removed_and_came_again_goes_on_counting() -> None:
+    """A browser shows nothing whose `seq` it has passed in this session."""
+    stand = Stand()
+
+    async def scene(connection: aiohttp.ClientWebSocketResponse) -> None:
+        await connection.send_json({"watch": {"cam1": 0}})
+        await asyncio.sleep(0.3)
+        for expected in range(4):
+            if expected == 2 and isinstance(page, ForgetsSources):  # as the stream does
+                page.forget_source("cam1")
+            page(stand.poses("cam1"))
+            message, _ = await next_frame(connection)
+            assert message["seq"] == expected
+            await connection.send_json({"seen": "cam1"})
+
+    with serving(stand) as page:
         look(page, scene)
 
 
