@@ -358,9 +358,9 @@ class Stream:
     def _react(self, request: StopRequest, children: Children | None) -> None:
         """A first request ends the sources, and the rest follows; a second one ends everything."""
         self._forget_removed()
-        if self._load_watch is not None and request.seconds is None:
         if children is not None and children.by_hand:
             self._awaited.tick(self._unheard)
+        if self._load_watch is not None and request.seconds is None:
             self._load_watch.tick()
         if request.seconds is not None or self._stop.is_set():
             self.sources.stop()  # each may be waiting for its camera
@@ -373,11 +373,11 @@ class Stream:
         if request.is_urgent or is_orphan() or self._is_stuck(children):
             self._stop.set()
 
-    def _is_stuck(self, children: Children | None) -> bool:
     def _unheard(self) -> list[str]:
         living = (stage for stage in self._all_stages if stage.is_alive())
         return [address for stage in living for address in stage.unheard]
 
+    def _is_stuck(self, children: Children | None) -> bool:
         """Whether a child has ended and for a while its end was missed.
 
         Without sinks that is at once: a live stream would drop its results and run on for nobody.
