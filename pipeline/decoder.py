@@ -90,15 +90,11 @@ def _open_camera(text: str, name: str | None, settings: SourceSettings) -> Sourc
 
 
 def _open_url(url: str, name: str | None, settings: SourceSettings) -> Source:
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port  # a port that is none raises
-    except ValueError:
-        host = None
-    if not host:
-        raise SourceError(
-            f"{redact(url)} is not a URL; write a / or @ inside a password as %2F or %40"
-        )
+    problem = _why_no_url(url)
+    if problem is not None:
+        raise SourceError(f"{_without_secrets(url)} is not a URL: {problem}")
+    parts = urlsplit(url)
+    host = parts.hostname or ""
     if parts.scheme.lower() not in _URL_SCHEMES:
         known = ", ".join(sorted(_URL_SCHEMES))
         raise SourceError(f"{redact(url)}: unknown scheme {parts.scheme}://; known: {known}")
@@ -106,6 +102,36 @@ def _open_url(url: str, name: str | None, settings: SourceSettings) -> Source:
     if _is_remote_file(url):
         return VideoFile(name, url, settings)
     return LiveSource(name, url, settings)
+
+
+def _why_no_url(url: str) -> str | None:
+    """What is wrong with it, and what to do; None: nothing."""
+    address = url.partition("://")[2]
+    authority = re.split(r"[/?#]", address, maxsplit=1)[0]
+    rest = address[len(authority) :]
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port  # a port that is none raises
+        is_broken = port == 0
+    except ValueError:
+        host, is_broken = None, True
+    # An @ may stand in a path, and in what follows one; else it ends a password.
+    is_password = "@" in rest and (is_broken or (":" in authority and rest.startswith("#")))
+    if is_password or re.search(r"\s", url):
+        return (
+            "inside a user or password write # as %23, ? as %3F, / as %2F, @ as %40 and a space "
+            "as %20"
+        )
+    if is_broken:
+        return "the port must be a number from 1 to 65535 (a user and password end with an @)"
+    return None if host else "there is no host in it"
+
+
+def _without_secrets(broken_url: str) -> str:
+    """What stands behind the : may be a password whose @ is missing, or one with a space in it."""
+    if re.search(r"\s", broken_url):
+        return broken_url.partition("://")[0] + "://***"
+    return re.sub(r"(://[^/:]*:).*?(?=/|$)", r"\1***", redact(broken_url))
 
 
 def _open_path(path: Path, name: str | None, settings: SourceSettings) -> Source:

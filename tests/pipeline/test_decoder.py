@@ -42,6 +42,37 @@ def test_what_cannot_be_a_source_is_one_clear_line(
 
 
 @pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("rtsp://me:geh#eim@host/x", "write # as %23"),
+        ("rtsp://me:12#eim@host/x", "write # as %23"),
+        ("rtsp://me:geh?eim@host/x", "? as %3F"),
+        ("rtsp://me:geh/eim@host/x", "/ as %2F"),
+        ("rtsp://me:geh eim@host/x", "and a space as %20"),
+        ("rtsp://me:geh /eim@host/x", "and a space as %20"),
+        ("rtsp://me:geheim@host:abc/x", "the port must be a number from 1 to 65535"),
+        ("rtsp://host:70000/x", "the port must be a number from 1 to 65535"),
+        ("rtsp://me:geheim/x", "the port must be a number from 1 to 65535"),
+        ("rtsp://me:geheim@/x", "there is no host in it"),
+        ("rtsp:///x", "there is no host in it"),
+    ],
+)
+def test_a_broken_url_gets_the_advice_that_helps_and_shows_no_password(
+    url: str, words: str
+) -> None:
+    with pytest.raises(SourceError) as raised:
+        open_source(url)
+    assert "is not a URL: " in str(raised.value)
+    assert words in str(raised.value)
+    for secret in ("geh", "eim", "12"):
+        assert secret not in str(raised.value)
+
+
+def test_an_at_sign_behind_the_path_is_no_password() -> None:
+    assert open_source("rtsp://host:554/live?owner=a@b#c").name == "host"
+
+
+@pytest.mark.parametrize(
     ("text", "live"),
     [
         ("0", True),
