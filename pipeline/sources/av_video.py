@@ -10,11 +10,13 @@ reconnecting (live_source.py), and never opens anything.
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import av
@@ -25,6 +27,7 @@ from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, VideoReformatter
 from av.video.stream import VideoStream
 
+from pipeline.addresses import why_unresolved
 from pipeline.messages import ColorSpace, PixelFormat
 from pipeline.redaction import redact
 from pipeline.sources.card_video import CardPlanes, is_on_card
@@ -242,6 +245,19 @@ def color_space_of(frame: av.VideoFrame) -> ColorSpace:
     """The matrix the frame is tagged with; untagged, HD is BT.709 and anything smaller BT.601."""
     guess: ColorSpace = "bt709" if frame.height >= _HD_HEIGHT else "bt601"
     return _COLOR_SPACES.get(int(frame.colorspace), guess)
+
+
+@contextmanager
+def naming_lost_hosts(url: str) -> Iterator[None]:
+    """Where opening the URL fails for a name without an address, say so: FFmpeg speaks of I/O."""
+    try:
+        yield
+    except BACKEND_ERRORS as error:
+        is_vague = error.errno == errno.EIO and "://" in url
+        reason = why_unresolved(url) if is_vague else None
+        if reason is not None:
+            raise OSError(errno.EIO, reason) from error
+        raise
 
 
 def reason_of(error: Exception) -> str:

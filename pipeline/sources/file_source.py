@@ -24,6 +24,7 @@ from pipeline.sources.av_video import (
     Picture,
     VideoReader,
     decodable,
+    naming_lost_hosts,
     reason_of,
 )
 from pipeline.sources.card_video import opening_on
@@ -49,7 +50,7 @@ class VideoFile(NumberedSource):
     def _open(self, settings: SourceSettings, *, device: int | None) -> av.container.InputContainer:
         timeouts = (settings.open_timeout_seconds, settings.read_timeout_seconds)
         try:
-            with opening_on(device) as hwaccel:
+            with naming_lost_hosts(self._url), opening_on(device) as hwaccel:
                 container = av.open(
                     self._url,
                     options=dict(settings.options) | (NETWORK_ONLY if self._remote else {}),

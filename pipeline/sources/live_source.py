@@ -35,6 +35,7 @@ from pipeline.sources.av_video import (
     Picture,
     VideoReader,
     decodable,
+    naming_lost_hosts,
     reason_of,
 )
 from pipeline.sources.card_video import opening_on
@@ -146,12 +147,13 @@ class LiveSource(NumberedSource):
 
     def _open(self) -> av.container.InputContainer:
         options = self._options() | dict(self._settings.options)
-        with opening_on(self._settings.device) as hwaccel:
+        timeouts = (self._settings.open_timeout_seconds, self._settings.read_timeout_seconds)
+        with naming_lost_hosts(self._url), opening_on(self._settings.device) as hwaccel:
             return av.open(
                 self._url,
                 format=self._format_name,
                 options=options | ({} if self._format_name else NETWORK_ONLY),
-                timeout=(self._settings.open_timeout_seconds, self._settings.read_timeout_seconds),
+                timeout=timeouts,
                 metadata_errors="replace",  # a camera's name need not be UTF-8
                 hwaccel=hwaccel,
             )

@@ -50,6 +50,14 @@ def test_a_refused_connection_is_an_error_without_reconnect() -> None:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.parametrize("path", ["live", "clip.mp4"])
+def test_a_name_that_does_not_resolve_is_said_so(path: str) -> None:
+    with pytest.raises(SourceError, match=r"the name host\.invalid does not resolve") as raised:
+        read(f"http://me:geheim@host.invalid/{path}", reconnect=False)
+    assert "geheim" not in str(raised.value)
+
+
+@pytest.mark.timeout(60)
 def test_a_server_that_hangs_up_is_tried_again_and_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
