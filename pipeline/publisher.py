@@ -29,6 +29,7 @@ from typing import Literal
 
 import zmq
 
+from pipeline.addresses import IN_USE, why_not_here
 from pipeline.admission import Admission
 from pipeline.messages import Poses
 from pipeline.overflows import Overflows
@@ -291,8 +292,8 @@ def _bind(xpub: zmq.Socket[bytes], endpoint: str) -> None:
     try:
         xpub.bind(endpoint)
     except zmq.ZMQError as error:
-        reason = zmq.strerror(error.errno) if error.errno else str(error)
-        raise ValueError(f"cannot publish at {endpoint}: {reason.lower()}") from None
+        reason = why_not_here(error.errno, zmq.strerror(error.errno) if error.errno else str(error))
+        raise ValueError(f"cannot publish at {endpoint}: {reason}") from None
 
 
 def _bind_anew(xpub: zmq.Socket[bytes]) -> None:
@@ -353,4 +354,4 @@ def _check_ipc_path(path: str) -> None:
         raise ValueError(f"cannot publish at ipc://{path}: a file of that name is in the way")
     with socket.socket(socket.AF_UNIX) as probe:
         if probe.connect_ex(path) == 0:
-            raise ValueError(f"cannot publish at ipc://{path}: address already in use")
+            raise ValueError(f"cannot publish at ipc://{path}: {IN_USE}")

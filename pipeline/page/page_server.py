@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import socket
@@ -27,6 +28,7 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from pipeline.addresses import why_not_here
 from pipeline.config import PageConfig
 from pipeline.overlay import SIDE_COLORS
 from pipeline.page.page_api import ApiError, PageApi, PageSubject
@@ -186,10 +188,10 @@ class PageServer:
         try:
             return await self._loop.create_server(connection, host, port, backlog=64)
         except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or "no such host"
-            raise ValueError(
-                f"cannot serve the page at {self._address}: {reason.lower()}; try another port"
-            ) from None
+            number = getattr(error, "errno", None) or 0
+            # A name without an address has a negative number, or none.
+            reason = why_not_here(number if number > 0 else errno.EADDRNOTAVAIL, str(error))
+            raise ValueError(f"cannot serve the page at {self._address}: {reason}") from None
 
     def _app(self) -> web.Application:
         app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._guarded])

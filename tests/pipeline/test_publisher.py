@@ -280,8 +280,8 @@ def test_closing_leaves_no_thread_and_frees_the_port() -> None:
         ("udp://127.0.0.1:5556", "expected tcp://host:port"),
         ("ipc://", "expected tcp://host:port"),
         ("nonsense", "expected tcp://host:port"),
-        ("tcp://192.0.2.1:5556", "cannot assign requested address"),
-        ("tcp://host.invalid:5556", "no such device"),
+        ("tcp://192.0.2.1:5556", "put this machine's own address there"),
+        ("tcp://host.invalid:5556", "put this machine's own address there"),
         ("ipc:///nowhere/poses", "no such file"),
     ],
 )
@@ -299,7 +299,7 @@ def test_endpoints_that_cannot_be_used_are_refused_in_one_line(
 def test_an_address_in_use_is_refused(tmp_path: Path) -> None:
     for endpoint in (FREE, f"ipc://{tmp_path}/poses"):
         publisher = Publisher(endpoint)
-        with pytest.raises(ValueError, match="address already in use"):
+        with pytest.raises(ValueError, match="address already in use; stop what listens there"):
             Publisher(publisher.endpoint)
         publisher.close()
 

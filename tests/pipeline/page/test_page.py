@@ -230,8 +230,16 @@ def test_sources_are_added_and_removed_over_http() -> None:
 
 
 def test_an_address_in_use_is_one_line() -> None:
-    with serving(Stand()) as page, pytest.raises(ValueError, match="address already in use"):
+    with serving(Stand()) as page, pytest.raises(ValueError, match="address already in use; stop"):
         serving(Stand(), serve=urlsplit(base(page)).netloc).__enter__()
+
+
+@pytest.mark.parametrize("serve", ["192.0.2.1:8000", "host.invalid:8000"])
+def test_an_address_of_another_machine_is_one_line_with_advice(serve: str) -> None:
+    with pytest.raises(ValueError, match="put this machine's own address there") as refusal:
+        serving(Stand(), serve=serve).__enter__()
+    assert f"cannot serve the page at {serve}: " in str(refusal.value)
+    assert "another port" not in str(refusal.value)
 
 
 # --- who gets in ---------------------------------------------------------------------------------
