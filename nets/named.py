@@ -57,6 +57,12 @@ def changed(settings: NetSettings, changes: Mapping[str, Any]) -> NetSettings:
             f"known: {', '.join(sorted(of_heads | of_backbone))}"
         )
     values = {name: _tuples(value) for name, value in changes.items()}
+    before = flat(settings)
+    for name, value in values.items():
+        if type(value) is not type(before[name]):
+            raise ValueError(
+                f"setting {name}: expected something like {before[name]}, got {value!r}"
+            )
     backbone = replace(settings.backbone, **{k: v for k, v in values.items() if k in of_backbone})
     return replace(
         settings, backbone=backbone, **{k: v for k, v in values.items() if k in of_heads}

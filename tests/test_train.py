@@ -242,6 +242,41 @@ def test_annotations_that_cannot_be_used_are_one_clear_line(
     assert "painted.json" in text
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--set", "device=gpu"], "'device': expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (["--output", "{folder}/set.json/out"], "set.json/out cannot be written to as a folder"),
+        (["--set", "settings.width='8'"], "setting width: expected"),
+        (["--set", "init={folder}/none.pth"], "none.pth; check the path"),
+        (["--limit-steps", "0"], "a limit of steps must be above 0, got 0"),
+        (["--minutes", "-5"], "a limit of minutes must be above 0, got -5"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    tmp_path: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = _recipe_file(tmp_path, write_set(tmp_path, count=2, size=(96, 96), name="set"))
+    code = _main(recipe, tmp_path / "out", *(word.format(folder=tmp_path) for word in more))
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert lines[-1].startswith("train.py: ")
+    assert said in lines[-1]
+    assert not any("Traceback" in line for line in lines)
+
+
+def test_images_that_are_not_there_are_one_clear_line_of_a_worker_too(tmp_path: Path) -> None:
+    annotations = write_set(tmp_path, count=2, size=(96, 96), name="set")
+    for image in (tmp_path / "set").iterdir():
+        image.unlink()
+    data = {"train": [{"annotations": str(annotations)}], "workers": 1}
+    recipe = _recipe_file(tmp_path, annotations, data=data)
+    done = _run(_command(recipe, tmp_path / "out", "--quiet"))  # it ends, though a worker lives
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("train.py: 2 images in a row cannot be read; the last: there is")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_training_that_diverges_leaves_with_1(
     painted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

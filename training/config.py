@@ -7,6 +7,7 @@ error that names it and the nearest known one. This file knows the parts' settin
 from __future__ import annotations
 
 import difflib
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -233,7 +234,7 @@ class TrainConfig(_Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network's arithmetic; weights and losses stay float32. fp16 is for CUDA only."""
     device: str = "auto"
-    """cpu, cuda, or auto: CUDA where there is a card."""
+    """cpu, cuda, cuda:N, or auto: CUDA where there is a card."""
     threads: Count | None = None
     """CPU threads of the network; by default all cores."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -252,6 +253,24 @@ class TrainConfig(_Settings):
         if net not in NAMED:
             raise ValueError(f"no network has that name; known: {', '.join(NAMED)}")
         return net
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError("expected auto, cpu, cuda or cuda:N")
+        return device
+
+    @model_validator(mode="after")
+    def _teacher_takes_its_scales(self) -> TrainConfig:
+        for scale in () if self.teacher is None else self.teacher.scales:
+            side = round(self.augment.size * scale)
+            if not side or side % 32:
+                raise ValueError(
+                    f"teacher.scales: {scale:g} of augment.size {self.augment.size} is {side} "
+                    "pixels, expected a multiple of 32"
+                )
+        return self
 
 
 def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:

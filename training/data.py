@@ -108,7 +108,8 @@ def supervised_pixels(image: LabelledImage) -> NDArray[np.uint8]:
         if isinstance(region, Box):
             _fill_box(mask, region, 0)
         elif isinstance(region, Polygons):
-            cv2.fillPoly(mask, [np.rint(ring).astype(np.int32) for ring in region.rings], 0)
+            for ring in region.rings:  # one by one: together, what two of them cover stays out
+                cv2.fillPoly(mask, [np.rint(ring).astype(np.int32)], 0)
         else:
             mask[decode_rle(region)] = 0
     return mask
@@ -605,8 +606,8 @@ def _region_of(annotation: Json, size: tuple[int, int]) -> Region:
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
         return _rle_of(segmentation, size, annotation)
-    if segmentation:
-        rings = [np.array(ring, np.float32).reshape(-1, 2) for ring in segmentation]
+    rings = [np.array(r, np.float32).reshape(-1, 2) for r in segmentation or () if len(r) >= 6]
+    if rings:
         return Polygons(tuple(rings))
     if "bbox" not in annotation:
         raise ValueError(

@@ -8,9 +8,11 @@ process makes it and whenever. That is what lets a killed run go on exactly, on 
 This file knows nothing of networks and losses.
 """
 
+import atexit
 import logging
+import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -319,6 +321,8 @@ def batches(
             uint8.
     """
     device = torch.device(device)
+    if workers:
+        atexit.register(_end_workers)
     loader: DataLoader[TrainingExample] = DataLoader(
         examples,
         batch_sampler=positions,
@@ -330,7 +334,7 @@ def batches(
         generator=torch.Generator(),  # the loader draws a seed: not from the training's numbers
     )
     normalize = _normalize_by_table if device.type == "cpu" else _normalize_by_formula
-    for place, raw in zip(positions.starts(), loader, strict=True):
+    for place, raw in zip(positions.starts(), _told_in_one_line(loader), strict=True):
         pixels = raw.images.to(device, non_blocking=True)
         images = normalize(pixels, mean, std).permute(0, 3, 1, 2)
         yield raw._replace(
@@ -341,6 +345,14 @@ def batches(
             place=place,
             next_place=positions.after(place),
         )
+
+
+def _told_in_one_line(loader: Iterable[Any]) -> Iterator[Batch]:
+    """The loader's batches; a worker's error comes with a traceback in its text, which goes."""
+    try:
+        yield from loader
+    except ImageError as error:
+        raise ImageError(str(error).rstrip().rpartition("ImageError: ")[2]) from None
 
 
 def _normalize_by_table(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -364,6 +376,14 @@ def _quiet_worker(_worker: int) -> None:
     # when to stop, and its last step still needs batches.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """Before Python ends, it waits for its children: a worker, deaf to SIGTERM, would keep it."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would complain of workers that die
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 class _Collate:

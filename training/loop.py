@@ -34,7 +34,7 @@ from training.data import ImageStore, find_images, load_labelled_set
 from training.ema import Ema
 from training.examples import Batch, Examples, Positions, batches
 from training.losses import total_loss
-from training.metrics import evaluate_results, read_annotations
+from training.metrics import check_results, evaluate_results, read_annotations
 from training.optimiser import make_optimiser, set_norms, set_rates
 from training.pictures import overview
 from training.predict import Predictor, PredictSettings, evaluation_decode, predict_images
@@ -72,6 +72,11 @@ class Limits:
     """Optimiser steps, counted from the training's beginning."""
     minutes: float | None = None
     """Of this run."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("steps", self.steps), ("minutes", self.minutes)):
+            if value is not None and not value > 0:
+                raise ConfigError(f"a limit of {name} must be above 0, got {value}")
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ class Training:
 
     def run(self, limits: Limits) -> None:
         """Train until the schedule's end, a limit, SIGTERM or SIGINT; the state is saved then."""
-        until = min(self.last_step, limits.steps or self.last_step)
+        until = min(self.last_step, self.last_step if limits.steps is None else limits.steps)
         deadline = math.inf if limits.minutes is None else time.monotonic() + 60 * limits.minutes
         line = ProgressLine(
             total=self.last_step,
@@ -386,9 +391,9 @@ class Training:
                 "total": total,
             }
             record |= {"heatmap": heatmaps, "push": push, "pull": pull, "rate": rate}
-            self._log.write(
-                record | {"gradient_norm": done.gradient_norm, "images": progress.images}
-            )
+            # In fp16 an infinite norm is ordinary, and JSON has no word for it.
+            norm = done.gradient_norm if math.isfinite(done.gradient_norm) else None
+            self._log.write(record | {"gradient_norm": norm, "images": progress.images})
         if self._board is not None and progress.step % _SCALARS_EVERY == 0:
             scalars = {"loss/total": total, "loss/push": push, "loss/pull": pull, "rate": rate}
             scalars |= {f"loss/heatmap_{level}": value for level, value in enumerate(heatmaps)}
@@ -590,7 +595,7 @@ class _Validation:
         self._flip = config.validation.flip
         # What OKS needs and the labels lack is told now, not after the first epochs.
         skeleton = SKELETONS[config.data.skeleton]
-        evaluate_results(self._annotations, [], skeleton=skeleton, image_ids=self._image_ids)
+        check_results(self._annotations, [], skeleton=skeleton, image_ids=self._image_ids)
 
     def measure(self, model: Model, ranks: Ranks) -> dict[str, float]:
         """AP and its companions on the first rank, {} on the others. Each runs a part."""

@@ -190,6 +190,19 @@ def evaluate_results(
     )
 
 
+def check_results(
+    annotations: Annotations,
+    results: Results,
+    *,
+    skeleton: Skeleton,
+    image_ids: Collection[int] | None = None,
+) -> None:
+    """Raise what evaluate_results would raise, in no time: before the images are run."""
+    images = _chosen_images(annotations, image_ids)
+    _ground_truth(annotations, skeleton, images)
+    _detections(results, annotations, skeleton, images)
+
+
 def metric_names(skeleton: Skeleton) -> tuple[str, ...]:
     """What is reported for a skeleton, in the order of its tables."""
     return CROWD_METRICS if skeleton is CROWDPOSE else COCO_METRICS

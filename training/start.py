@@ -46,7 +46,7 @@ def _load(net: nn.Module, init: Path, part: Literal["all", "matching"]) -> None:
     try:
         load_checkpoint(net, init, only_matching=part == "matching")
     except ValueError as error:
-        if part == "matching":
+        if part == "matching" or not init.is_file():
             raise
         raise ConfigError(
             f"{error}; or start from the part that fits with --set init_part=matching"

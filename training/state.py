@@ -117,10 +117,16 @@ class OnlyWriter:
         """Make the folder and lock it.
 
         Raises:
-            ConfigError: another process holds the lock.
+            ConfigError: another process holds the lock, or nothing can be written there.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "lock").open("a", encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / "lock").open("a", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} cannot be written to as a folder: {error.strerror}; give another "
+                "--output"
+            ) from None
         try:
             # By lockf, not flock: loader workers, which may outlive a killed training, have no part
             # in it.

@@ -201,6 +201,12 @@ def test_unknown_names_are_told_with_the_known_ones() -> None:
         build_net("higher_hrnet_w32", widht=8)
 
 
+@pytest.mark.parametrize("settings", [{"width": "8"}, {"modules": 3}, {"concatenate": 1}])
+def test_a_value_of_another_kind_is_told(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"setting {next(iter(settings))}: expected"):
+        build_net("higher_hrnet_w32", **settings)
+
+
 def test_aggregation_setting_chooses_levels() -> None:
     images = torch.randn(1, 3, 64, 64)
     sizes = {}

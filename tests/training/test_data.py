@@ -140,6 +140,17 @@ def test_ignore_boxes_and_people_without_keypoints_are_not_supervised(tmp_path: 
     np.testing.assert_array_equal(got[:, :245], expected[:, :245])
 
 
+def test_rings_that_overlap_or_are_empty(tmp_path: Path) -> None:
+    two, none = (annotation(i, 1, np.zeros((17, 3))) for i in (2, 3))
+    two["segmentation"] = [[10, 10, 30, 10, 30, 30, 10, 30], [20, 20, 40, 20, 40, 40, 20, 40]]
+    none |= {"segmentation": [[], [5, 5, 9, 9]], "bbox": [100, 50, 20, 30]}
+    image = loaded(tmp_path, tree_of([IMAGE], [annotation(1, 1, PERSON), two, none]))
+    expected = np.full(SIZE, 255, np.uint8)
+    expected[10:31, 10:31] = expected[20:41, 20:41] = 0
+    expected[50:80, 100:120] = 0
+    np.testing.assert_array_equal(supervised_pixels(image), expected)
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 def test_crowds_are_not_supervised(tmp_path: Path, compressed: bool) -> None:
     inside = np.zeros(SIZE, np.uint8)

@@ -42,6 +42,11 @@ def test_the_defaults_are_the_published_training() -> None:
         ({"optimiser": {"weight_decay": 0.1}}, "adamw"),
         ({"precision": "fp8"}, "'fp16'"),
         ({"ema": {"decay": 1.0}}, "less than 1"),
+        ({"device": "gpu"}, "expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (
+            {"teacher": {"weights": "a", "scales": [1, 0.6667]}, "augment": {"size": 320}},
+            "0.6667 of augment.size 320 is 213 pixels, expected a multiple of 32",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(tree: dict[str, object], said: str) -> None:
