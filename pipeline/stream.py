@@ -238,6 +238,9 @@ class Stream:
                 status=self._status, num_streams=self._room_for_streams(),
                 curve_dir=config.publisher.curve_dir,
             )  # fmt: skip
+            names = [source.name for source in self.sources]
+            if names:  # else they are known in another process
+                _log.info("topics: pose/<stream>/ and status/<stream>/ of %s", ", ".join(names))
             self.stats.watch_overflows(publisher.overflows)
             return publisher
         if name == "page":

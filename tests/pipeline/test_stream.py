@@ -1,6 +1,7 @@
 """A whole stream on painted people: what goes in is known, so is what must come out."""
 
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -252,6 +253,19 @@ def test_a_stage_that_fails_stops_the_stream_and_files_are_finished(
     assert 5 <= num_messages <= 7
     with av.open(str(overlay)) as container:
         assert sum(1 for _ in container.decode(video=0)) >= 5
+
+
+def test_the_log_says_what_can_be_subscribed_to(
+    clip: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(
+        sources=[str(clip), str(clip)],
+        every_source={"max_frames": 1},
+        settings={"inference.engine": "torch", "publisher.endpoint": "tcp://127.0.0.1:*"},
+    )
+    with caplog.at_level(logging.INFO):
+        assert run_painted(config) == 0
+    assert "topics: pose/<stream>/ and status/<stream>/ of clip, clip-2" in caplog.messages
 
 
 def test_no_thread_is_left(clip: Path) -> None:
