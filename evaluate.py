@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -113,6 +114,8 @@ def _check_options(options: argparse.Namespace) -> None:
             raise ValueError(f"there is no file {path}; check the path")
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {options.limit}")
+    if options.input_size is not None and options.input_size < 32:
+        raise ValueError(f"--input-size must be at least 32, got {options.input_size}")
     if options.bootstrap < 0:
         raise ValueError(f"--bootstrap must be at least 0, got {options.bootstrap}")
     if options.compare is not None and not options.bootstrap:
@@ -127,10 +130,20 @@ def _check_options(options: argparse.Namespace) -> None:
         for name in (name for name, is_asked in alone.items() if is_asked):
             raise ValueError(f"--through-stream cannot go with {name}; leave one of them out")
     for path in (options.output, options.results, options.plot):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+        if path is not None:
+            _check_writable(path)
     if options.plot is not None and options.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--plot must end in .png, .pdf or .svg, got {options.plot}")
+
+
+def _check_writable(path: Path) -> None:
+    """Before the images are run, for that may take hours."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ValueError(f"{path} cannot be written: it is a folder; name a file")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written: permission denied; choose another place")
 
 
 # --- running -------------------------------------------------------------------------------------
@@ -138,7 +151,7 @@ def _check_options(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from nets.checkpoints import load_model
-    from training.evaluation import load_data, score, summary, write_json
+    from training.evaluation import check, load_data, score, summary, write_json
     from training.metrics import read_results
     from training.predict import PredictSettings, evaluation_decode
 
@@ -152,6 +165,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         decode=evaluation_decode(model, _decode_changes(options.set)),
     )
     data = load_data(options.data, options.images, model.skeleton, limit=options.limit)
+    check(data, other or [])
     _log.info(
         "%d images; %s, short side %d, scales %s, flip test %s",
         len(data.images), model.name, settings.input_size,
@@ -164,13 +178,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         done = _run(options, engine, model, settings, data)
     if len(done.failed) == len(data.images):
         raise ValueError(f"none of the {len(data.images)} images could be read; check --images")
-    scores = score(data, done.results, num_resamples=options.bootstrap, other=other)
-    _report(options, scores, done)
     if options.results is not None:
         write_json(options.results, done.results)
+    scores = score(data, done.results, num_resamples=options.bootstrap, other=other)
     if options.output is not None:
         how = _how(options, model, settings, engine)
         write_json(options.output, summary(data, done, scores, how))
+    _report(options, scores, done)
     return 0
 
 
@@ -314,11 +328,12 @@ def _unpack(data: EvaluationData, folder: Path) -> list[str]:
     import cv2
 
     from training.data import ImageError
+    from training.predict import read_image
 
     failed = []
     for image in data.images:
         try:
-            picture = data.store.read(str(image["file_name"]))
+            picture = read_image(data.store, image)
         except ImageError as error:
             _log.warning("nobody is found where nothing can be read: %s", error)
             failed.append(str(image["file_name"]))

@@ -232,14 +232,16 @@ def test_a_wrong_number_of_keypoints(
     [
         (["--images", "nowhere.tar"], "nowhere.tar"),
         (["--set", "detection=0.3"], "no decode setting is called 'detection'"),
+        (["--set", "detection_threshold="], "detection_threshold must be a number"),
         (["--set", "refine"], "--set takes key=value"),
         (["--set", "refine=some"], "refine must be one of"),
         (["--scales", "0.5", "2"], "must include 1"),
-        (["--input-size", "0"], "must be positive"),
+        (["--input-size", "0"], "--input-size must be at least 32, got 0"),
         (["--limit", "0"], "--limit must be at least 1"),
         (["--through-stream", "--oracle", "peaks"], "cannot go with --oracle"),
         (["--through-stream", "--scales", "1", "2"], "cannot go with --scales"),
         (["--output", "/nowhere/out.json"], "there is no folder"),
+        (["--output", "/"], "it is a folder"),
         (["--plot", "plot.txt"], "--plot must end in"),
         (["--compare", "nothing.json"], "nothing.json"),
         (["--precision", "int4"], "precision must be"),
@@ -254,6 +256,53 @@ def test_bad_options_are_one_line(
 ) -> None:
     assert run("--data", write_data(tmp_path), *arguments) == 2
     assert complaint in one_line(capsys)
+
+
+@pytest.mark.parametrize("wrong", ["labels", "compare"])
+def test_what_scoring_would_refuse_is_told_before_images_are_run(
+    run: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: str,
+) -> None:
+    monkeypatch.setattr(evaluate, "_run", lambda *_: pytest.fail("images were run"))
+    data, other = write_data(tmp_path), tmp_path / "other.json"
+    content = json.loads(data.read_text())
+    if wrong == "labels":
+        del content["annotations"][-1]["bbox"]
+        data.write_text(json.dumps(content))
+        assert run("--data", data) == 2
+        assert "has no bbox" in one_line(capsys)
+    else:
+        keypoints = content["annotations"][0]["keypoints"]
+        other.write_text(json.dumps([{"image_id": 5, "keypoints": keypoints, "score": 1}]))
+        assert run("--data", data, "--compare", other) == 2
+        assert "they belong to another data set" in one_line(capsys)
+
+
+def test_people_found_are_kept_where_scoring_fails(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr("training.evaluation.score", fails)
+    people = tmp_path / "people.json"
+    assert run("--data", write_data(tmp_path), "--results", people) == 2
+    assert len(json.loads(people.read_text())) == 6
+
+
+@pytest.mark.parametrize("flag", [(), ("--through-stream",)])
+def test_a_picture_of_another_size_than_its_labels_is_unreadable(
+    run: Run, tmp_path: Path, flag: tuple[str]
+) -> None:
+    data, output = write_data(tmp_path), tmp_path / "out.json"
+    content = json.loads(data.read_text())
+    content["images"][0]["height"] = SIZE[0] // 2
+    data.write_text(json.dumps(content))
+    assert run("--data", data, "--output", output, *flag) == 0
+    assert json.loads(output.read_text())["unreadable"] == ["picture_1.png"]
 
 
 def test_images_that_are_not_there(

@@ -1,6 +1,7 @@
 """Labelled images in, scores out: what evaluate.py does, less the command line and the drawing.
 
-    load_data --> predict_images (training.predict), or the real stream --> score --> summary
+    load_data --> check --> predict_images (training.predict) or the real stream
+              --> score --> summary
 
 This file knows nothing of options, tables or pipeline.
 """
@@ -23,6 +24,7 @@ from training.metrics import (
     Matches,
     bootstrap,
     bootstrap_difference,
+    check_results,
     evaluate_results,
     match_people,
     read_annotations,
@@ -96,6 +98,11 @@ def oracle_grouping(
     return lambda image: partial(
         group, image=data.labels[image["id"]], skeleton=data.skeleton, settings=settings.decode
     )
+
+
+def check(data: EvaluationData, other: Results) -> None:
+    """What score would refuse of labels and of another run's results, told before images run."""
+    check_results(data.annotations, other, skeleton=data.skeleton, image_ids=data.image_ids)
 
 
 def score(

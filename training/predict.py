@@ -298,7 +298,7 @@ def predict_images(
     for image in images:
         picture, prediction = None, None
         try:
-            picture = _read(store, image)
+            picture = read_image(store, image)
         except ImageError as error:
             logger.warning("nobody is found where nothing can be read: %s", error)
             done.failed.append(str(image["file_name"]))
@@ -314,7 +314,12 @@ def predict_images(
     return done
 
 
-def _read(store: ImageStore, image: ImageEntry) -> Picture:
+def read_image(store: ImageStore, image: ImageEntry) -> Picture:
+    """The picture of an annotation file's image.
+
+    Raises:
+        ImageError: it cannot be read, or is of another size than its labels.
+    """
     picture = store.read(str(image["file_name"]))
     expected = (image.get("height"), image.get("width"))
     if None not in expected and picture.shape[:2] != expected:
