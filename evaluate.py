@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -142,8 +141,11 @@ def _check_writable(path: Path) -> None:
         raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
     if path.is_dir():
         raise ValueError(f"{path} cannot be written: it is a folder; name a file")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"{path} cannot be written: permission denied; choose another place")
+    try:
+        with path.open("r+b") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}; choose another") from None
 
 
 # --- running -------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def export(options: argparse.Namespace, *, command: str) -> None:
     model = _load(options.weights, options.name)
     settings = _graph_settings(options, model)
     # In the target's own folder, for a move between disks would not be atomic.
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
+    with _folder_beside(output) as folder:
         written = Path(folder) / output.name
         facts, differences = _write(written, model, settings)
         for difference in differences:
@@ -108,7 +108,7 @@ def export(options: argparse.Namespace, *, command: str) -> None:
                 f"(its largest value is {difference.scale:.3g})"
             )
         _write_card(
-            written.with_suffix(".md"),
+            _card_of(written),
             model=model,
             settings=settings,
             options=options,
@@ -116,10 +116,26 @@ def export(options: argparse.Namespace, *, command: str) -> None:
             command=command,
         )
         # The file that was asked for comes last: whoever waits for it finds the others there.
-        for suffix in (".md", ".bin", output.suffix):
+        os.replace(_card_of(written), _card_of(output))
+        for suffix in (".bin", output.suffix):
             if written.with_suffix(suffix).exists():
                 os.replace(written.with_suffix(suffix), output.with_suffix(suffix))
     print(f"{output}: {model.name}, {model.skeleton.name}, {settings.precision}; card beside it")
+
+
+def _folder_beside(output: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-")
+    except OSError as error:
+        raise ValueError(
+            f"nothing can be written in {output.parent}: {error.strerror}; give --output another "
+            "folder"
+        ) from None
+
+
+def _card_of(file: Path) -> Path:
+    """With the file's whole name: net.onnx and net.xml are described each by its own."""
+    return file.with_name(f"{file.name}.md")
 
 
 def _load(weights: Path, name: str | None) -> "Model":

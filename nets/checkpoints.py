@@ -128,6 +128,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A file's state dict in our names and, of a safetensors file, its header's metadata."""
     if not path.is_file():
         raise ValueError(f"there is no weights file {path}; check the path")
+    if path.suffix in (".onnx", ".xml", ".bin"):
+        raise ValueError(
+            f"{path} is an export, for other programs; pass the weights that it was made from "
+            "(.safetensors, .pth)"
+        )
     if path.suffix == ".safetensors":
         state, metadata = _read_safetensors(path)
     else:
@@ -169,6 +174,11 @@ def _unwrapped(content: object, where: str) -> dict[str, Tensor]:
         state = {str(k): value for k, value in content.items() if isinstance(value, Tensor)}
         if state:
             return state
+    if isinstance(content, Mapping) and "net" in content and "optimiser" in content:
+        raise ValueError(
+            f"{where} is the state of a training of ours; pass last.safetensors or "
+            "best.safetensors, which lie beside it"
+        )
     raise ValueError(
         f"{where} holds no weights: expected a state dict (name: tensor), bare or under "
         f"state_dict, model or best_state_dict, got {_described(content)}; save net.state_dict()"
@@ -254,6 +264,8 @@ def load_model(path: str | Path, *, name: str | None = None) -> Model:
         ValueError: no such file, damaged, pickled code, unknown net, or weights that do not fit.
     """
     path = Path(path)
+    if name is not None and name not in NAMED:
+        raise ValueError(f"no network is called {name!r}; known: {', '.join(NAMED)}")
     state, metadata = _read(path)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -343,7 +355,8 @@ def _name_and_settings(state: StateDict, path: Path) -> tuple[str, dict[str, Any
     if not all(f"{part}.conv.weight" in state for part in _PARTS_OF_HRNET):
         raise ValueError(
             f"{path}: cannot tell which net these weights are for, they begin with "
-            f"{_first_few(list(state))}; if they are whole, name the net: {', '.join(NAMED)}"
+            f"{_first_few(list(state))}; if they are whole, name the net: python export.py "
+            f"{path} --output named.safetensors --name NET, one of {', '.join(NAMED)}"
         )
     backbone = _hrnet_settings(state)
     deconvs = _count(state, r"upsamplers\.(\d+)\.")

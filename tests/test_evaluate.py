@@ -242,6 +242,7 @@ def test_a_wrong_number_of_keypoints(
         (["--through-stream", "--scales", "1", "2"], "cannot go with --scales"),
         (["--output", "/nowhere/out.json"], "there is no folder"),
         (["--output", "/"], "it is a folder"),
+        (["--results", "/proc/people.json"], "/proc/people.json cannot be written: "),
         (["--plot", "plot.txt"], "--plot must end in"),
         (["--compare", "nothing.json"], "nothing.json"),
         (["--precision", "int4"], "precision must be"),

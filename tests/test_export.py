@@ -80,8 +80,12 @@ def test_an_official_file_becomes_ours(tmp_path: Path) -> None:
     assert (ours.input_size, ours.skeleton.name) == (640, "coco17")
     for key, value in ours.net.state_dict().items():
         assert torch.equal(value, model.net.state_dict()[key])
-    assert load_model(source).weights_sha256 in (tmp_path / "w32.md").read_text()
-    assert {path.name for path in tmp_path.iterdir()} == {source.name, output.name, "w32.md"}
+    assert load_model(source).weights_sha256 in (tmp_path / "w32.safetensors.md").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        source.name,
+        output.name,
+        f"{output.name}.md",
+    }
 
 
 def test_weights_that_do_not_say_their_net_need_its_name(tmp_path: Path) -> None:
@@ -161,7 +165,11 @@ def test_ir_is_read_with_the_weights_beside_it(tmp_path: Path, mobile: Path) -> 
         output.parent.mkdir()
         options = ["--size", "96x64", "--batch", "--precision", precision]
         assert export.main([str(mobile), "--output", str(output), *options]) == 0
-        assert {path.name for path in output.parent.iterdir()} == {"net.xml", "net.bin", "net.md"}
+        assert {path.name for path in output.parent.iterdir()} == {
+            "net.xml",
+            "net.bin",
+            "net.xml.md",
+        }
         check_outputs(output, load_model(mobile), (2, 3, 96, 64), rtol=2e-2)
         sizes[precision] = output.with_suffix(".bin").stat().st_size
     assert sizes["fp16"] < 0.6 * sizes["fp32"]
@@ -229,7 +237,7 @@ def card_of(tmp_path: Path, model: Model, output: str, *options: str) -> str:
     weights = tmp_path / "weights.safetensors"
     save_model(weights, model)
     assert export.main([str(weights), "--output", str(tmp_path / output), *options]) == 0
-    return (tmp_path / "net.md").read_text()
+    return (tmp_path / f"{output}.md").read_text()
 
 
 def test_card_says_what_a_stranger_needs(tmp_path: Path) -> None:
@@ -303,6 +311,7 @@ def test_card_without_ramp_and_without_chosen_settings(tmp_path: Path) -> None:
     [
         ("--output {tmp}/net.pt", "must end in .safetensors, .onnx, .xml"),
         ("--output {tmp}/none/net.onnx", "there is no folder"),
+        ("--output /proc/net.onnx", "nothing can be written in /proc: "),
         ("--output {weights}", "is the weights file"),
         ("--output {tmp}/net.onnx --size 64", "--size must be HxW"),
         ("--output {tmp}/net.onnx --size 64xy", "--size must be HxW"),

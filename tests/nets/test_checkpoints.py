@@ -181,7 +181,9 @@ def test_plain_hrnet_of_mmpose_1_is_the_baseline(tmp_path: Path) -> None:
 def test_other_nets_are_loaded_by_name(tmp_path: Path) -> None:
     made = random_model("double_higher_net_lite", num_keypoints=14)
     torch.save(made.net.state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=r"cannot tell which net .*double_higher_net_lite"):
+    with pytest.raises(ValueError, match="no network is called 'double_higher_net_light'; known"):
+        load_model(tmp_path / "weights.pth", name="double_higher_net_light")
+    with pytest.raises(ValueError, match=r"cannot tell which net .*--name NET, .*net_lite"):
         load_model(tmp_path / "weights.pth")
     model = load_model(tmp_path / "weights.pth", name="double_higher_net_lite")
     assert model.skeleton is CROWDPOSE
@@ -279,6 +281,12 @@ def test_truncated_files_are_said_to_be(tiny: Model, tmp_path: Path) -> None:
 def test_files_without_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no weights file .*none.pth"):
         load_model(tmp_path / "none.pth")
+    (tmp_path / "net.onnx").write_bytes(b"onnx")
+    with pytest.raises(ValueError, match=r"net.onnx is an export, .* pass the weights"):
+        load_model(tmp_path / "net.onnx")
+    torch.save({"net": {}, "optimiser": {}, "progress": {}}, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=r"last.pt is the state of a training .* last.safetensors"):
+        load_model(tmp_path / "last.pt")
     torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"holds no weights: .* got a dict with epoch, lr"):
         load_model(tmp_path / "weights.pth")
