@@ -9,12 +9,16 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import struct
+import sys
 import tempfile
 from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
+
+_LOCKED_BYTE = 1 << 62  # far behind all data
 
 
 def check_output_file(path: Path, *, suffixes: Collection[str] = ()) -> None:
@@ -63,16 +67,13 @@ class Claim:
             return
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+        if not _lock(self._fd):
             self._release()
             raise ValueError(
                 f"{path} is being written by another stream; stop that one or choose another name"
-            ) from None
-        except OSError as error:
-            if self._fd is None:
-                raise ValueError(f"{path} cannot be written: {error.strerror}") from None
-            # Else a file system without locks: nobody can be kept out.
+            )
 
     def close(self) -> None:
         """Let others write it. May be called again."""
@@ -87,6 +88,23 @@ class Claim:
         if self._fd is not None:
             os.close(self._fd)
         self._fd = None
+
+
+def _lock(fd: int) -> bool:
+    """Lock an open file as long as it stays open; False where somebody else has."""
+    try:
+        if sys.platform == "linux":
+            # struct flock. Not flock(), which locks all of the file: a network drive (SMB) would
+            # then refuse what comes through any other opening, such as FFmpeg's.
+            lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _LOCKED_BYTE, 1, 0)
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+        else:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True  # a file system without locks: nobody can be kept out
+    return True
 
 
 def holds_something(path: Path) -> bool:

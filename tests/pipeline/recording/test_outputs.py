@@ -63,6 +63,16 @@ def test_a_claim_that_is_never_used_leaves_nothing(tmp_path: Path) -> None:
     assert path.read_text() == "new\n"
 
 
+def test_a_claim_outlives_other_openings_of_the_file(tmp_path: Path) -> None:
+    claim = Claim(tmp_path / "clip.mp4")
+    with (tmp_path / "clip.mp4").open("wb") as file:
+        file.write(b"picture")
+    with pytest.raises(ValueError, match="is being written by another stream"):
+        Claim(tmp_path / "clip.mp4")
+    claim.close()
+    Claim(tmp_path / "clip.mp4").close()
+
+
 def test_devices_are_for_everybody() -> None:
     first, second = Claim(Path("/dev/null")), Claim(Path("/dev/null"))
     first.close()
