@@ -67,6 +67,16 @@ class SourceConfig(_Settings):
     read_timeout_seconds: Annotated[float, Field(gt=0.0)] = 2.0
     """Cameras and URLs: silence after which the connection counts as lost, within twice that. More
     than the time between two frames; with HLS, than a segment's length."""
+    options: dict[str, str] = {}
+    """More of FFmpeg's input options: {video_size: 1280x720} for a webcam, {tls_verify: 1,
+    ca_file: camera.pem} for RTSPS."""
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _numbers_are_words(cls, options: object) -> object:
+        if not isinstance(options, dict):
+            return options
+        return {key: str(value) if type(value) is int else value for key, value in options.items()}
 
     @field_validator("input", "name", mode="before")
     @classmethod
@@ -253,8 +263,8 @@ class PageConfig(_Settings):
     serve: str | None = None
     """For example 127.0.0.1:8000, or only a port, which is this machine's loopback."""
     token: Annotated[str, Field(min_length=16)] | None = Field(default=None, repr=False)
-    """What visitors must show. Beyond loopback there always is one: made and printed if not given.
-    Not for the command line, which others can read."""
+    """What visitors must show. Beyond loopback, and with hosts, there always is one: made and
+    printed if not given. Not for the command line, which others can read."""
     hosts: tuple[str, ...] = ()
     """More names by which browsers call this machine, for example that of a proxy before it."""
     max_width: Annotated[int, Field(ge=64)] = 1280

@@ -57,6 +57,17 @@ def test_numbers_name_cameras(tmp_path: Path) -> None:
     assert [(source.input, source.name) for source in sources] == [("0", "1"), ("2", None)]
 
 
+def test_options_of_ffmpeg_reach_the_source(tmp_path: Path) -> None:
+    path = tmp_path / "stream.yaml"
+    options = "{tls_verify: 1, ca_file: camera.pem}"
+    path.write_text(f"sources:\n- {{input: rtsps://camera/live, options: {options}}}\n")
+    (source,) = load_config(path).sources
+    assert source.options == {"tls_verify": "1", "ca_file": "camera.pem"}
+    path.write_text("sources:\n- {input: a, options: [1]}\n")
+    with pytest.raises(ConfigError, match=r"sources.0.options"):
+        load_config(path)
+
+
 def test_a_group_without_lines_is_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "stream.yaml"
     path.write_text("sources:\nrecorder:\n# jsonl: a\npage:\n")
