@@ -8,14 +8,16 @@ Knows nothing of pictures.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import sys
 import time
 from collections import Counter
+from io import FileIO, RawIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pipeline.messages import Frame, Poses
 from pipeline.recording.outputs import (
@@ -36,6 +38,8 @@ from pipeline.schema import (
 
 _log = logging.getLogger(__name__)
 
+_CALM_SECONDS = 10.0  # without a failure, before a file counts as writable again
+
 
 class JsonLines:
     """One `pose/1` message a line (docs/schema.md), flushed line by line; all sources together."""
@@ -52,43 +56,87 @@ class JsonLines:
         """
         self._session = session or new_session()
         self._num_messages: Counter[str] = Counter()
-        self._live = live
-        self._path: Path | None = None
-        self._file: IO[bytes] | None = None
-        if path == "-":
-            self._file = sys.stdout.buffer
-        else:
-            self._path = Path(path)
-            check_output_file(self._path)
-            self._claim = Claim(self._path)
+        self._file = None if path == "-" else _LineFile(Path(path), keep=live)
 
     def __call__(self, poses: Poses) -> None:
-        file = self._file = self._file or self._open()
         source = poses.frame.source
         message = pose_message(poses, session=self._session, seq=self._num_messages[source])
         self._num_messages[source] += 1
-        file.write(encode_json(message) + b"\n")
-        file.flush()
+        line = encode_json(message) + b"\n"
+        if self._file is not None:
+            self._file.write(line)
+        else:
+            sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
 
     def close(self) -> None:
-        if self._path is None:
-            return
+        if self._file is not None:
+            self._file.close()
+
+
+class _LineFile:
+    """A file of whole lines. A line that finds no room is missing, and the stream goes on."""
+
+    def __init__(self, path: Path, *, keep: bool) -> None:
+        """Claim the file; with keep what is in it stays."""
+        check_output_file(path)
+        self._path = path
+        self._keep = keep
+        self._claim = Claim(path)
+        self._file: RawIOBase | None = None
+        self._size = 0
+        self._num_missing = 0
+        self._failed_at: float | None = None  # until it is told that it works again
+
+    def write(self, line: bytes) -> None:
+        """In one write, so that a reader sees it whole or not at all."""
+        try:
+            file = self._file = self._file or self._open()
+            written = file.write(line) or 0
+            if written < len(line):
+                os.truncate(self._path, self._size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._size += written
+        except OSError as error:
+            self._note_failure(error)
+        else:
+            self._note_success()
+
+    def close(self) -> None:
         if self._file is not None:
             self._file.close()
         self._claim.close()
 
-    def _open(self) -> IO[bytes]:
-        assert self._path is not None
-        is_spoilt = self._live and not _ends_with_a_line(self._path)
-        # The buffer holds any whole line, so that a line leaves in one write.
-        file = self._path.open("ab" if self._live else "wb", buffering=1 << 20)
+    def _open(self) -> RawIOBase:
+        is_spoilt = self._keep and not _ends_with_a_line(self._path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if self._keep else os.O_TRUNC)
+        file = FileIO(os.open(self._path, flags, 0o666), "ab")
         if is_spoilt:
             file.write(b"\n")
+        self._size = os.fstat(file.fileno()).st_size
         return file
+
+    def _note_failure(self, error: OSError) -> None:
+        self._num_missing += 1
+        if self._failed_at is None:
+            _log.warning(
+                "%s: cannot be written: %s; the stream goes on, lines are missing until this is "
+                "over",
+                self._path,
+                error.strerror or error,
+            )
+        self._failed_at = time.monotonic()
+
+    def _note_success(self) -> None:
+        if self._failed_at is not None and time.monotonic() >= self._failed_at + _CALM_SECONDS:
+            _log.warning(
+                "%s: can be written again; %d lines are missing", self._path, self._num_missing
+            )
+            self._failed_at = None
 
 
 def _ends_with_a_line(path: Path) -> bool:
-    """False where a full disk cut the last line of an earlier run."""
+    """False where the machine died in the last line of an earlier run."""
     if not holds_something(path):
         return True
     with path.open("rb") as file:

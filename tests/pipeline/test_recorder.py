@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -43,6 +44,31 @@ def test_json_lines_hold_one_message_a_frame_and_count_each_stream(tmp_path: Pat
     assert [message["frame"] for message in of_b] == [0, 2, 4, 6]
     assert [len(message["people"]) for message in of_b] == [0, 1, 2, 3]
     assert {message["session"] for message in messages} == {"s"}
+
+
+def test_json_lines_go_on_past_a_full_disk_with_whole_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on files stops a write in the middle, as a disk does."""
+    monkeypatch.setattr("pipeline.recorder._CALM_SECONDS", 0.0)
+    path = tmp_path / "poses.jsonl"
+    sink = JsonLines(str(path), session="s")
+    sink(poses_of(crowd(2, SIZE)))
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, unlimited[1]))
+    try:
+        for _ in range(3):
+            sink(poses_of(crowd(2, SIZE)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    for _ in range(2):
+        sink(poses_of(crowd(2, SIZE)))
+    sink.close()
+    messages = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert [message["seq"] for message in messages] == [0, 4, 5]
+    failed, again = caplog.messages
+    assert "poses.jsonl: cannot be written: " in failed
+    assert "can be written again; 3 lines are missing" in again
 
 
 def test_json_lines_on_standard_output(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
