@@ -197,6 +197,8 @@ class TeacherConfig(_Settings):
     """Of the teacher in every heatmap; the rest is drawn. With 1 labels teach the tags alone."""
     scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0, 2.0)
     """Of the example, averaged; each makes a side that the model takes (a multiple of 32)."""
+    flip: bool = False
+    """Average with what it says of the mirrored example, as a flip test does; twice the time."""
 
 
 class TrainConfig(_Settings):

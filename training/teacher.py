@@ -14,11 +14,13 @@ student sees, so what moved and coloured it needs no undoing. This file knows no
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nets.aggregation import flip_test
 from nets.checkpoints import Model, load_model
 from nets.engines import Engine, load_engine
 from training.config import ConfigError, TeacherConfig
@@ -59,6 +61,7 @@ class Teacher:
                     f"expected {wanted}; take a teacher of the same kind, or none (teacher=null)"
                 )
         self._share, self._scales = config.share, config.scales
+        self._flip_order = student.skeleton.flip_order if config.flip else None
         self._strides = tuple(entry.stride for entry in plan)
         self.weights_sha256 = model.weights_sha256
         """What a continued run needs again."""
@@ -68,7 +71,10 @@ class Teacher:
             model, engine=engine, device=str(device), threads=threads
         )
         scales = " ".join(f"{scale:g}" for scale in config.scales)
-        _log.info("%s teaches heatmaps, share %g, scales %s", config.weights, config.share, scales)
+        flip = ", flip test" if config.flip else ""
+        _log.info(
+            "%s teaches heatmaps, share %g, scales %s%s", config.weights, config.share, scales, flip
+        )
 
     @property
     def alone(self) -> bool:
@@ -81,7 +87,13 @@ class Teacher:
 
         Where a drawn one is masked, and everywhere if the teacher is alone, the teacher's stand.
         """
-        heatmaps = taught(self._engine, batch.images, self._scales, self._strides)
+        heatmaps = taught(
+            self._engine,
+            batch.images,
+            self._scales,
+            self._strides,
+            flip_order=self._flip_order,
+        )
         if not self.alone:
             heatmaps = [
                 torch.where(mask > 0, torch.lerp(drawn, mine, self._share), mine)
@@ -92,7 +104,12 @@ class Teacher:
 
 
 def taught(
-    engine: Engine, images: Tensor, scales: Sequence[float], strides: Sequence[int]
+    engine: Engine,
+    images: Tensor,
+    scales: Sequence[float],
+    strides: Sequence[int],
+    *,
+    flip_order: Sequence[int] | None = None,
 ) -> list[Tensor]:
     """The mean of all scales' heatmaps, at each stride of the images.
 
@@ -103,11 +120,13 @@ def taught(
         images: (B, 3, S, S) float32, normalised.
         scales: sizes at which the engine sees them; whole numbers of its size multiple.
         strides: wanted; they divide S.
+        flip_order: with it every scale is averaged with the mirrored example.
     Returns:
         (B, K, S / stride, S / stride) float32 for each stride.
     """
     side = images.shape[-1]
-    of_scale = [engine(_scaled(images, scale)).levels for scale in scales]
+    run = engine if flip_order is None else partial(flip_test, engine, flip_order=flip_order)
+    of_scale = [run(_scaled(images, scale)).levels for scale in scales]
     results = []
     for stride in strides:
         size = side // stride

@@ -74,6 +74,23 @@ def test_scales_are_averaged_and_the_level_as_fine_as_wanted_is_taken() -> None:
     assert bool((half == ((20 + 1) + (10 + 2)) / 2).all())
 
 
+def test_with_flip_a_mirrored_example_is_taught_the_mirrored_heatmaps() -> None:
+    class Leans:
+        """Two keypoints, a left and a right one, each seen too strongly on the picture's left."""
+
+        def __call__(self, images: Tensor) -> Maps:
+            levels = (F.avg_pool2d(images[:, :2], 4) * torch.linspace(2, 1, SIDE // 4),)
+            return Maps(levels, levels[0][..., None])
+
+    images = torch.rand(2, 3, SIDE, SIDE)
+    (plain,) = taught(Leans(), images, [1], [4])  # type: ignore[arg-type]
+    order = {"flip_order": (1, 0)}
+    (both,) = taught(Leans(), images, [1], [4], **order)  # type: ignore[arg-type]
+    (again,) = taught(Leans(), images.flip(-1), [1], [4], **order)  # type: ignore[arg-type]
+    assert torch.allclose(both, again[:, [1, 0]].flip(-1), atol=1e-6)
+    assert not torch.allclose(both, plain, atol=1e-2)
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
