@@ -293,6 +293,7 @@ def _from_metadata(metadata: Mapping[str, str], sha256: str, path: Path) -> Mode
             mean=tuple(said.pop("mean")),
             std=tuple(said.pop("std")),
             weights_sha256=sha256,
+            decode=dict(said.pop("decode")),
             **said,
         )
     except (KeyError, TypeError, json.JSONDecodeError) as error:

@@ -351,7 +351,7 @@ def test_headers_that_are_not_whole_are_refused(tiny: Model, tmp_path: Path) -> 
         load_model(path)
     save_model(path, tiny)
     header = read_header(path)
-    for key, value in (("mean", "1"), ("settings", "[]"), ("decode", "{")):
+    for key, value in (("mean", "1"), ("settings", "[]"), ("decode", "{"), ("decode", "[1]")):
         save_file(tiny.net.state_dict(), path, header | {key: value})
         with pytest.raises(ValueError, match="its header is not whole"):
             load_model(path)
