@@ -127,8 +127,9 @@ def test_a_camera_that_was_removed_and_came_again_goes_on_counting() -> None:
 
     async def scene(connection: aiohttp.ClientWebSocketResponse) -> None:
         await connection.send_json({"watch": {"cam1": 0}})
-        await asyncio.sleep(0.3)
         for expected in range(4):
+            while not page._server.audience.wanted("cam1"):  # what was sent is not yet heard
+                await asyncio.sleep(0.01)
             if expected == 2 and isinstance(page, ForgetsSources):  # as the stream does
                 page.forget_source("cam1")
             page(stand.poses("cam1"))
