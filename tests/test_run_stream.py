@@ -10,8 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ import pytest
 from pipeline.sources import demo
 from run_stream import main
 from tests.rtsp_server import RtspServer, why_unavailable
+from tests.stream_process import ROOT, running, wait_for_lines
 
-ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -35,27 +34,6 @@ def run(*arguments: str | Path, timeout_seconds: float = 120) -> subprocess.Comp
         timeout=timeout_seconds,
         check=False,
     )
-
-
-@contextmanager
-def running(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run_stream.py"), *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def wait_for_lines(path: Path, count: int, *, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists() or path.read_bytes().count(b"\n") < count:
-        assert time.monotonic() < deadline, f"{path} did not get {count} lines"
-        time.sleep(0.05)
 
 
 def messages_of(path: Path) -> list[dict[str, Any]]:

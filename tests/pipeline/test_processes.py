@@ -1,42 +1,18 @@
 """Which parts share a process, where the queues of a cut meet, and what ends with a child."""
 
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 from pipeline.config import ConfigError, QueuesConfig, load_config
-from pipeline.processes import PARTS, ROOT, Children, Part, endpoint, parts_with
+from pipeline.processes import PARTS, Children, Part, endpoint, parts_with
+from tests.stream_process import running, wait_for_lines
 
 pytestmark = pytest.mark.timeout(120)
 LIVE = ("testsrc=96x96@5", "--pace", "--quiet", "--set", "queues.poses=ipc")
 """A source that would never end, its sinks in a child process."""
-
-
-@contextmanager
-def running(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run_stream.py"), *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def wait_for_lines(path: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists() or path.read_bytes().count(b"\n") < count:
-        assert time.monotonic() < deadline, f"{path} did not get {count} lines"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -82,12 +58,12 @@ def test_a_child_that_is_asked_twice_to_stop_still_writes_what_is_under_way(tmp_
     """As `systemctl stop` does: it signals every process, and the parent passes it on."""
     jsonl = tmp_path / "p.jsonl"
     with running(*LIVE, "--jsonl", jsonl) as process:
-        wait_for_lines(jsonl, 3)
+        wait_for_lines(jsonl, 3, seconds=60)
         (sinks,) = psutil.Process(process.pid).children()
         for _ in range(2):
             sinks.terminate()
             time.sleep(0.3)
-        wait_for_lines(jsonl, jsonl.read_bytes().count(b"\n") + 3)
+        wait_for_lines(jsonl, jsonl.read_bytes().count(b"\n") + 3, seconds=60)
         process.terminate()
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
@@ -96,7 +72,7 @@ def test_a_child_that_is_asked_twice_to_stop_still_writes_what_is_under_way(tmp_
 def test_a_live_stream_does_not_outlive_its_sinks(tmp_path: Path) -> None:
     jsonl = tmp_path / "p.jsonl"
     with running(*LIVE, "--jsonl", jsonl) as process:
-        wait_for_lines(jsonl, 3)
+        wait_for_lines(jsonl, 3, seconds=60)
         (sinks,) = psutil.Process(process.pid).children()
         sinks.kill()
         _, errors = process.communicate(timeout=60)
