@@ -7,8 +7,9 @@ With its default settings decode is the published HigherHRNet evaluation to the 
 and the stream's hiding are settings, off unless asked for. This file knows nothing of networks.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Literal, Protocol
 
@@ -99,6 +100,17 @@ def _check_number(
 
 
 PUBLISHED = DecodeSettings()
+
+
+def first_unknown(names: Iterable[str]) -> str | None:
+    """The first that is no field of DecodeSettings, quoted, and a hint; None: all are known."""
+    known = [field.name for field in fields(DecodeSettings)]
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name.rpartition(".")[2], known, n=1, cutoff=0.7)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            return f"{name!r}; {hint}"
+    return None
 
 
 def decode(

@@ -1,14 +1,13 @@
 """Heatmaps, tags -> people in pixels of the upright picture. The decode is kernels.decode."""
 
 import dataclasses
-import difflib
 import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 
-from kernels.decode import DecodeSettings, decode
+from kernels.decode import DecodeSettings, decode, first_unknown
 from kernels.grouping import People
 from nets.checkpoints import Model
 from nets.skeletons import Skeleton
@@ -79,7 +78,9 @@ def decode_settings(config: PosesConfig, model: Model) -> DecodeSettings:
     Raises:
         ValueError: the weights' header says what cannot be used (config is checked already).
     """
-    _check_known(model)
+    unknown = first_unknown(model.decode)
+    if unknown is not None:
+        raise ValueError(f"the weights of {model.name} have an unknown decode setting {unknown}")
     said: dict[str, Any] = {**model.decode}
     try:
         of_weights = dataclasses.replace(DecodeSettings(), **said)
@@ -89,14 +90,3 @@ def decode_settings(config: PosesConfig, model: Model) -> DecodeSettings:
         ) from None
     chosen = {key: value for key, value in config.model_dump().items() if value is not None}
     return dataclasses.replace(of_weights, **chosen)
-
-
-def _check_known(model: Model) -> None:
-    known = [field.name for field in dataclasses.fields(DecodeSettings)]
-    for name in model.decode:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-            raise ValueError(
-                f"the weights of {model.name} have an unknown decode setting {name!r}; {hint}"
-            )

@@ -7,18 +7,17 @@ what is scored here is what a stream shows, but for what a stream hides. This fi
 how results are scored, and nothing of pipeline.
 """
 
-import difflib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kernels.decode import PUBLISHED, DecodeSettings, decode
+from kernels.decode import PUBLISHED, DecodeSettings, decode, first_unknown
 from kernels.grouping import People
 from kernels.preprocess import capped_size, invert, net_from_image, network_size, preprocess
 from nets.aggregation import Maps, average_scales, flip_test
@@ -238,12 +237,9 @@ def evaluation_decode(model: Model, changes: Mapping[str, Any] | None = None) ->
     Raises:
         ValueError: a name that is no field of DecodeSettings, or a value it refuses.
     """
-    known = [field.name for field in fields(DecodeSettings)]
-    unknown = [name for name in {**model.decode, **(changes or {})} if name not in known]
-    if unknown:
-        close = difflib.get_close_matches(unknown[0].rpartition(".")[2], known, n=1, cutoff=0.7)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-        raise ValueError(f"no decode setting is called {unknown[0]!r}; {hint}")
+    unknown = first_unknown({**model.decode, **(changes or {})})
+    if unknown is not None:
+        raise ValueError(f"no decode setting is called {unknown}")
     of_weights = {name: value for name, value in model.decode.items() if name not in _HIDING}
     logger.info(
         "decode: as published but for what the weights say (%s) and what you say (%s)",
