@@ -22,6 +22,7 @@ from typing import Any
 from pipeline.messages import Frame, Poses
 from pipeline.recording.outputs import (
     Claim,
+    Claims,
     OutputNames,
     check_output_file,
     check_output_folder,
@@ -238,7 +239,9 @@ class CocoResults:
         self._names = OutputNames(path, per_source=per_source)
         self._live = live
         self._lists: dict[str, _JsonList] = {}
-        self._claims = {} if per_source else {path: Claim(path)}
+        self._claims = Claims()
+        if not per_source:
+            self._claims.take(path)
 
     def __call__(self, poses: Poses) -> None:
         source = poses.frame.source
@@ -256,12 +259,10 @@ class CocoResults:
     def close(self) -> None:
         for rows in self._lists.values():
             rows.close()
-        for claim in self._claims.values():
-            claim.close()
+        self._claims.close()
 
     def _begin(self, path: Path) -> _JsonList:
-        if path not in self._claims:
-            self._claims[path] = Claim(path)
+        self._claims.take(path)
         return _JsonList(_beside(path) if self._live and holds_something(path) else path)
 
 

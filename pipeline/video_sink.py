@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.messages import Poses
 from pipeline.overlay import Draw
-from pipeline.recording.outputs import Claim, OutputNames, check_output_file
+from pipeline.recording.outputs import Claims, OutputNames, check_output_file
 from pipeline.recording.segment_index import SegmentIndex
 from pipeline.recording.segments import Recording
 from pipeline.recording.video_writer import VIDEO_SUFFIXES
@@ -54,17 +54,17 @@ class VideoSink:
             check_output_file(index_path)
             self._index = SegmentIndex(index_path, keep_gb=keep_gb, keep_hours=keep_hours)
         self._recordings: dict[str, Recording] = {}
-        self._claims: dict[Path, Claim] = {}
+        self._claims = Claims()
         if not per_source and segment_s is None:  # names of segments are always new
-            self._claims[path] = Claim(path)
+            self._claims.take(path)
 
     def __call__(self, poses: Poses) -> None:
         source = poses.frame.source
         recording = self._recordings.get(source)
         if recording is None:
             path = self._names.for_source(source)
-            if self._segment_s is None and path not in self._claims:
-                self._claims[path] = Claim(path)
+            if self._segment_s is None:
+                self._claims.take(path)
             recording = Recording(path, segment_s=self._segment_s, index=self._index)
             self._recordings[source] = recording
         recording.write(self._draw(poses), poses.frame)
@@ -86,7 +86,6 @@ class VideoSink:
     def close(self) -> None:
         """Finish every file, also where finishing another one failed."""
         with ExitStack() as closing:
-            for claim in self._claims.values():
-                closing.callback(claim.close)
+            closing.callback(self._claims.close)
             for recording in self._recordings.values():
                 closing.callback(recording.close)

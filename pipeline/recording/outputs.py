@@ -90,6 +90,22 @@ class Claim:
         self._fd = None
 
 
+class Claims:
+    """The files of a sink whose names are not all known at the start."""
+
+    def __init__(self) -> None:
+        self._of_path: dict[Path, Claim] = {}
+
+    def take(self, path: Path) -> None:
+        """Claim it, if that is not done already; see Claim."""
+        if path not in self._of_path:
+            self._of_path[path] = Claim(path)
+
+    def close(self) -> None:
+        for claim in self._of_path.values():
+            claim.close()
+
+
 def _lock(fd: int) -> bool:
     """Lock an open file as long as it stays open; False where somebody else has."""
     try:
