@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.redaction import redact
 
@@ -28,6 +36,12 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+def _as_word(value: object) -> object:
+    return str(value) if type(value) is int else value
+
+
+Word = Annotated[str, BeforeValidator(_as_word)]
+"""A text that may be a number alone, which YAML reads as one: a webcam, a port."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Side = Annotated[int, Field(ge=32, multiple_of=32)]
 NotNegative = Annotated[float, Field(ge=0.0)]
@@ -38,9 +52,9 @@ Decode = Literal["auto", "cpu", "card"]
 class SourceConfig(_Settings):
     """Where frames come from."""
 
-    input: str
+    input: Word
     """File, folder of images, camera index, rtsp/http URL, `demo` or `testsrc`."""
-    name: Annotated[str, Field(min_length=1, pattern=r"^[^/\x00]+$")] | None = None
+    name: Annotated[Word, Field(min_length=1, pattern=r"^[^/\x00]+$")] | None = None
     """Word for it in messages and file names; by default made from the input."""
     transport: Literal["tcp", "udp"] = "tcp"
     """RTSP transport: tcp loses nothing, but lags on a bad network; udp loses packets."""
@@ -67,21 +81,9 @@ class SourceConfig(_Settings):
     read_timeout_seconds: Annotated[float, Field(gt=0.0)] = 2.0
     """Cameras and URLs: silence after which the connection counts as lost, within twice that. More
     than the time between two frames; with HLS, than a segment's length."""
-    options: dict[str, str] = {}
+    options: dict[str, Word] = {}
     """More of FFmpeg's input options: {video_size: 1280x720} for a webcam, {tls_verify: 1,
     ca_file: camera.pem} for RTSPS."""
-
-    @field_validator("options", mode="before")
-    @classmethod
-    def _numbers_are_words(cls, options: object) -> object:
-        if not isinstance(options, dict):
-            return options
-        return {key: str(value) if type(value) is int else value for key, value in options.items()}
-
-    @field_validator("input", "name", mode="before")
-    @classmethod
-    def _a_number_is_a_word(cls, word: object) -> object:
-        return str(word) if type(word) is int else word  # a webcam's, which YAML reads as such
 
     @field_validator("roi")
     @classmethod
@@ -260,7 +262,7 @@ class ViewerConfig(_Settings):
 class PageConfig(_Settings):
     """A page in the browser, with an API beside it."""
 
-    serve: str | None = None
+    serve: Word | None = None
     """For example 127.0.0.1:8000, or only a port, which is this machine's loopback."""
     token: Annotated[str, Field(min_length=16)] | None = Field(default=None, repr=False)
     """What visitors must show. Beyond loopback, and with hosts, there always is one: made and
@@ -272,11 +274,6 @@ class PageConfig(_Settings):
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 80
     max_connections: Annotated[int, Field(ge=1)] = 64
     """At a time; a browser needs two or three."""
-
-    @field_validator("serve", mode="before")
-    @classmethod
-    def _a_port_is_a_number(cls, serve: object) -> object:
-        return str(serve) if type(serve) is int else serve
 
 
 class QueuesConfig(_Settings):
