@@ -24,7 +24,7 @@ from nets import build_net
 from nets.higher_hrnet import HigherHRNetSettings
 from nets.hrnet import HRNetSettings
 from nets.mobile_fpn import MobileFpnSettings
-from nets.named import NAMED, PoseNet, flat
+from nets.named import NAMED, PoseNet, check_name, flat
 from nets.skeletons import SKELETONS, Skeleton, skeleton_for
 
 _log = logging.getLogger(__name__)
@@ -264,8 +264,8 @@ def load_model(path: str | Path, *, name: str | None = None) -> Model:
         ValueError: no such file, damaged, pickled code, unknown net, or weights that do not fit.
     """
     path = Path(path)
-    if name is not None and name not in NAMED:
-        raise ValueError(f"no network is called {name!r}; known: {', '.join(NAMED)}")
+    if name is not None:
+        check_name(name)
     state, metadata = _read(path)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

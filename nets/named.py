@@ -38,12 +38,17 @@ NAMED: dict[str, NetSettings] = {
 
 def build(name: str, num_keypoints: int, changes: Mapping[str, Any]) -> PoseNet:
     """See nets.build_net."""
-    if name not in NAMED:
-        raise ValueError(f"no network is called {name!r}; known: {', '.join(NAMED)}")
+    check_name(name)
     settings = changed(NAMED[name], changes)
     if isinstance(settings, DoubleHigherNetSettings):
         return DoubleHigherNet(settings, num_keypoints=num_keypoints)
     return HigherHRNet(settings, num_keypoints=num_keypoints)
+
+
+def check_name(name: str) -> None:
+    """ValueError where no network has that name."""
+    if name not in NAMED:
+        raise ValueError(f"no network is called {name!r}; known: {', '.join(NAMED)}")
 
 
 def changed(settings: NetSettings, changes: Mapping[str, Any]) -> NetSettings:
