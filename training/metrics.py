@@ -198,9 +198,7 @@ def check_results(
     image_ids: Collection[int] | None = None,
 ) -> None:
     """Raise what evaluate_results would raise, in no time: before the images are run."""
-    images = _chosen_images(annotations, image_ids)
-    _ground_truth(annotations, skeleton, images)
-    _detections(results, annotations, skeleton, images)
+    _truth_and_detections(annotations, results, skeleton, image_ids)
 
 
 def metric_names(skeleton: Skeleton) -> tuple[str, ...]:
@@ -217,9 +215,7 @@ def _evaluator(
     """faster-coco-eval's evaluator, not yet run; None where there is nobody to find."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    images = _chosen_images(annotations, image_ids)
-    truth = _ground_truth(annotations, skeleton, images)
-    detections = _detections(results, annotations, skeleton, images)
+    truth, detections = _truth_and_detections(annotations, results, skeleton, image_ids)
     if not truth["annotations"]:
         return None
     ground_truth = COCO(truth)
@@ -231,6 +227,17 @@ def _evaluator(
         use_area=skeleton is not CROWDPOSE,
         print_function=_say_nothing,
     )
+
+
+def _truth_and_detections(
+    annotations: Annotations,
+    results: Results,
+    skeleton: Skeleton,
+    image_ids: Collection[int] | None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    images = _chosen_images(annotations, image_ids)
+    truth = _ground_truth(annotations, skeleton, images)
+    return truth, _detections(results, annotations, skeleton, images)
 
 
 def _say_nothing(*_: object) -> None:
