@@ -219,7 +219,7 @@ class Training:
 
     def run(self, limits: Limits) -> None:
         """Train until the schedule's end, a limit, SIGTERM or SIGINT; the state is saved then."""
-        until = min(self.last_step, self.last_step if limits.steps is None else limits.steps)
+        until = min(self.last_step, limits.steps or self.last_step)
         deadline = math.inf if limits.minutes is None else time.monotonic() + 60 * limits.minutes
         line = ProgressLine(
             total=self.last_step,
@@ -570,8 +570,11 @@ class Training:
         ]
         self.optimiser.load_state_dict(state)
         for group, settings in zip(self.optimiser.param_groups, own, strict=True):
-            kept = {"sizes": group["sizes"]} if "sizes" in group else {}
-            group.update(settings | kept)
+            sizes = group.get("sizes", settings.get("sizes"))
+            group.update(settings)
+            if sizes is not None:
+                pairs = zip(sizes, group["params"], strict=True)
+                group["sizes"] = [size.to(weight.device) for size, weight in pairs]
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self._stop_signal is None:

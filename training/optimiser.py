@@ -84,21 +84,18 @@ def channel_sizes(net: nn.Module) -> dict[Tensor, Tensor]:
 
 def _scale_steps(optimiser: Optimizer) -> None:
     """Make every step `size` times as long. Adam's own length does not depend on the gradient's."""
-    before: list[list[Tensor]] = []
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+    before: list[Tensor] = []
 
     def keep(*_: object) -> None:
-        before[:] = [
-            [weight.detach().clone() for weight in group["params"]]
-            for group in optimiser.param_groups
-        ]
+        before[:] = [weight.detach().clone() for weight in weights]
 
     def scale(*_: object) -> None:
+        # Read each time, for a resumed training puts others in their place.
+        sizes = [size for group in optimiser.param_groups for size in group["sizes"]]
         with torch.no_grad():
-            for group, starts in zip(optimiser.param_groups, before, strict=True):
-                for weight, size, start in zip(
-                    group["params"], group["sizes"], starts, strict=True
-                ):
-                    weight.sub_(start).mul_(size.to(weight.device)).add_(start)
+            for weight, size, start in zip(weights, sizes, before, strict=True):
+                weight.sub_(start).mul_(size).add_(start)
         before.clear()
 
     optimiser.register_step_pre_hook(keep)
