@@ -27,7 +27,7 @@ test-rest: setup
 	@# A process of its own: forking loader workers out of one that has run everything crashed once.
 	$(PY) -m pytest $(TRAINING_TESTS)
 
-test-gpu: setup ## what needs an NVIDIA card; without one it fails
+test-gpu: setup ## what needs an NVIDIA GPU; without one it fails
 	FAIL_WITHOUT_GPU=1 $(PY) -m pytest tests -m gpu
 
 check: lint types test ## what CI runs
@@ -46,7 +46,7 @@ format: setup
 bench: setup ## the figures of docs/performance.md
 	for bench in benchmarks/bench_*.py; do $(PY) $$bench || exit 1; done
 
-check-tensorrt: .venv-tensorrt/.ready ## every network converts to TensorRT; needs no card, but 6 GB
+check-tensorrt: .venv-tensorrt/.ready ## every network converts to TensorRT; needs no GPU, but 6 GB
 	.venv-tensorrt/bin/python benchmarks/check_tensorrt/check.py
 
 .venv-tensorrt/.ready: benchmarks/check_tensorrt/requirements.txt
@@ -62,7 +62,7 @@ setup: .venv/.ready
 	@$(PYTHON) -m venv .venv \
 	  || { echo "cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
 	$(PY) -m pip install --quiet --upgrade pip
-	@# Without an NVIDIA card PyTorch's CPU build will do (0.2 GB instead of 3 GB), where its index answers.
+	@# Without an NVIDIA GPU PyTorch's CPU build will do (0.2 GB instead of 3 GB), where its index answers.
 	@if command -v nvidia-smi >/dev/null; then \
 	  echo "NVIDIA driver found: installing $(TORCH) with CUDA"; $(PY) -m pip install --quiet $(TORCH); \
 	elif $(PY) -c 'import urllib.request as u; u.urlopen("$(TORCH_CPU_INDEX)/torch/", timeout=5)' 2>/dev/null; then \

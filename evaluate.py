@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nets.checkpoints import Model
-    from nets.engines import Engine
+    from nets.engines.engine import Engine
     from nets.skeletons import Skeleton
     from training.data import LabelledImage, Picture
     from training.evaluation import EvaluationData, Scores
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="e.g. 0.5 1 2")
     add("--engine", default="auto", help="torch, openvino, tensorrt; default: the fastest")
     add("--precision", default="auto", help="fp32, bf16, fp16; default: what the hardware has")
-    add("--device", default="auto", help="cpu, cuda, cuda:N; default: a card if there is one")
+    add("--device", default="auto", help="cpu, cuda, cuda:N; default: a GPU if there is one")
     add("--threads", type=int, metavar="N", help="CPU threads of the engine; default: all cores")
     add(
         "--set", action="append", default=[], metavar="KEY=VALUE",
@@ -227,7 +227,7 @@ def _decode_changes(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _engine(options: argparse.Namespace, model: Model) -> Engine:
-    from nets.engines import load_engine
+    from nets.engines.load import load_engine
 
     return load_engine(
         model,
@@ -400,7 +400,7 @@ class _Drawing:
         import numpy as np
 
         from pipeline.messages import Frame, Poses
-        from pipeline.overlay import draw_poses
+        from pipeline.sinks.overlay import draw_poses
 
         height, width = picture.shape[:2]
         frame = Frame("evaluation", 0, None, 0, 0.0, (height, width), ())

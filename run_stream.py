@@ -24,7 +24,7 @@ exit codes: 0 done or stopped, 1 a stage or a check failed, 2 bad input (one lin
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    from pipeline.redaction import hide_arguments, redact
+    from common.redaction import hide_arguments, redact
 
     hide_arguments()
     # Imported here so that --help answers at once.
@@ -74,12 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--pace", action="store_true", help="play files at their own speed, as a camera would")
     add("--max-fps", type=float, metavar="N", help="keep N frames a second of each source at most")
     add("--transport", choices=("tcp", "udp"), help="of RTSP; default: tcp")
-    add("--decode", choices=("auto", "cpu", "card"), help="where; default: on the network's card")
+    add("--decode", choices=("auto", "cpu", "gpu"), help="where; default: on the network's GPU")
     add("--loop", action="store_true", help="start files again when they end")
 
     add = parser.add_argument_group("network").add_argument
     add("--weights", metavar="FILE", help="ours (.safetensors), official .pth, or mmpose 0.x")
-    add("--device", help="cpu, cuda, cuda:N or several: cuda:0,cuda:1; default: a card if any")
+    add("--device", help="cpu, cuda, cuda:N or several: cuda:0,cuda:1; default: a GPU if any")
     add("--engine", help="torch, openvino, tensorrt; default: the fastest")
     add("--precision", help="fp32, bf16, fp16; default: what the hardware has")
     add("--input-size", metavar="N|WxH", help="short side in pixels, or one letterboxed canvas")
@@ -97,7 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--openpose", metavar="FOLDER", help="poses as OpenPose JSON, one file a frame")
     add("--coco", metavar="FILE", help="poses as COCO keypoint results")
     add("--publish", metavar="ENDPOINT", help="poses over ZeroMQ, for example tcp://127.0.0.1:5556")
-    add("--curve-dir", metavar="DIR", help="keys for --publish (make some: -m pipeline.curve DIR)")
+    add(
+        "--curve-dir",
+        metavar="DIR",
+        help="keys for --publish (pipeline/sinks/publisher/curve.py makes some)",
+    )
     add("--show", action="store_true", help="a window on this screen")
     add("--serve", metavar="HOST:PORT", help="a page in the browser, for example 127.0.0.1:8000")
     add("--privacy", action="store_true", help="no pixel leaves: all drawing is on black")

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # Imported here so that --help answers at once.
     from training.config import load_recipe
-    from training.loop import DivergedError, Limits, train
+    from training.trainer import DivergedError, Limits, train
 
     try:
         stopped_by = train(

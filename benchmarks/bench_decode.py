@@ -1,7 +1,7 @@
 """The decode beside its plain definition: 17 maps at 512x512, 1, 5, 20 and 30 people.
 
 Run it as `python -m benchmarks.bench_decode`. The definition is the published one as an ordinary
-user writes it (tests/kernels/reference_decode.py): torch upsampling, max-pooling and top-k, Munkres
+user writes it (tests/support/reference_decode.py): torch upsampling, max-pooling and top-k, Munkres
 in Python, refine of every keypoint over whole maps. Both run in turn on the same maps, and their
 people must be identical to the last digit. "missing only" is the definition that spares refine the
 keypoints whose result it throws away.
@@ -18,11 +18,11 @@ from functools import partial
 import numpy as np
 import torch
 
+from kernels.checks.scenes import Scene, paint_people
 from kernels.decode import PUBLISHED, DecodeSettings, decode, warm_up
 from kernels.grouping import People
-from kernels.scenes import Scene, paint_people
 from nets.skeletons import COCO
-from tests.kernels.reference_decode import PlainPeople, decode_plain
+from tests.support.reference_decode import PlainPeople, decode_plain
 
 PEOPLE = (1, 5, 20, 30)
 FAST_RUNS_PER_PLAIN = 5

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nets.aggregation import Maps
 from nets.checkpoints import Model, random_model
-from nets.engines import load_engine
+from nets.engines.load import load_engine
 
 PEER = "plain torch"
 

@@ -40,8 +40,8 @@ import cv2
 from benchmarks.bench_stream import NET_SIZE, SIZE_MULTIPLE, ShowsPeople
 from nets.checkpoints import Model, random_model
 from pipeline.config import InferenceConfig, PreprocessConfig, SourceConfig, StreamConfig
+from pipeline.runtime.stats import Snapshot
 from pipeline.sources import demo
-from pipeline.stats import Snapshot
 from pipeline.stream import Stream
 
 SIZE = (360, 640)

@@ -24,8 +24,8 @@ import numpy as np
 from benchmarks.people import crowd, poses_of, standing_person
 from nets.skeletons import COCO
 from pipeline.messages import Poses
-from pipeline.overlay import SIDE_COLORS, draw_poses
-from pipeline.recording.video_writer import VideoWriter
+from pipeline.sinks.overlay import SIDE_COLORS, draw_poses
+from pipeline.sinks.video.video_writer import VideoWriter
 from pipeline.sources.demo import picture
 
 ROUNDS = 60

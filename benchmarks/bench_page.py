@@ -19,8 +19,8 @@ import numpy as np
 import psutil
 from playwright.sync_api import Browser, sync_playwright
 
-from pipeline.page.page import Page
-from tests.page_stand import Stand, serving
+from pipeline.sinks.page.page import Page
+from tests.support.page_stand import Stand, serving
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = (

@@ -21,8 +21,8 @@ import psutil
 import zmq
 
 from benchmarks.people import crowd, poses_of
-from pipeline.publisher import Publisher
-from pipeline.schema import encode_json, encode_msgpack, pose_message
+from pipeline.sinks.publisher.publisher import Publisher
+from pipeline.sinks.schema import encode_json, encode_msgpack, pose_message
 
 SIZE = (720, 1280)
 REPEATS = 300

@@ -48,18 +48,19 @@ from torch import Tensor, nn
 
 from kernels import decode as decode_kernels
 from kernels import preprocess as preprocess_kernels
-from kernels.scenes import paint_people
+from kernels.checks.scenes import paint_people
 from nets.aggregation import Maps
 from nets.checkpoints import Model, load_model, random_model
-from nets.engines import Engine, load_engine
+from nets.engines.engine import Engine
+from nets.engines.load import load_engine
 from pipeline.config import PreprocessConfig, SourceConfig, StreamConfig
-from pipeline.decoder import open_source
 from pipeline.inference import Inference
 from pipeline.messages import Frame
 from pipeline.network import DEFAULT_WEIGHTS
 from pipeline.poses import FindPoses, decode_settings
 from pipeline.preprocess import Preprocess
 from pipeline.sources import demo
+from pipeline.sources.open import open_source
 from pipeline.sources.source import SourceSettings
 from pipeline.stream import Stream
 

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from nets.skeletons import COCO
 from training.config import TrainConfig, checked_recipe
 from training.examples import Batch, batches
-from training.loop import Training
 from training.ranks import Ranks
+from training.trainer import Training
 
 
 def main() -> None:

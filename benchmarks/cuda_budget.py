@@ -1,4 +1,4 @@
-"""Registers, shared memory and spills of every CUDA kernel on every architecture, without a card.
+"""Registers, shared memory and spills of every CUDA kernel on every architecture, without a GPU.
 
     python benchmarks/cuda_budget.py
 

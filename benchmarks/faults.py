@@ -3,13 +3,12 @@
     python -m benchmarks.faults            all rows, about two minutes
     python -m benchmarks.faults kill       the rows whose name holds this word
 
-A real RTSP server (tests/rtsp_server.py; GStreamer under the system's Python) is killed, frozen,
-restarted and made to send damage; tests/scripted_rtsp.py answers what a real one would not. A row
-passes when the fault is told within twice the read timeout and frames come within 2 s of the camera
-being there again; a camera that promises and sends nothing must be told within 12 s. Lost packets
-and pulled cables (network_faults.py) need Linux, root, iproute2 and iptables.
-docs/reliability.md has the outcome.
-"""
+A real RTSP server (tests/support/rtsp_server.py; GStreamer under the system's Python) is killed,
+frozen, restarted and made to send damage; tests/support/scripted_rtsp.py answers what a real one
+would not. A row passes when the fault is told within twice the read timeout and frames come within
+2 s of the camera being there again; a camera that promises and sends nothing must be told within 12
+s. Lost packets and pulled cables (network_faults.py) need Linux, root, iproute2 and iptables.
+docs/reliability.md has the outcome."""
 
 from __future__ import annotations
 
@@ -27,11 +26,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.decoder import open_source
+from pipeline.sources.open import open_source
 from pipeline.sources.source import Source, SourceSettings
-from tests.clips import write_clip
-from tests.rtsp_server import RtspServer, why_unavailable
-from tests.scripted_rtsp import scripted_rtsp
+from tests.support.clips import write_clip
+from tests.support.rtsp_server import RtspServer, why_unavailable
+from tests.support.scripted_rtsp import scripted_rtsp
 
 READ_SECONDS = 2.0  # the defaults of a source
 BACK_SECONDS = 2.0

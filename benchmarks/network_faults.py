@@ -30,8 +30,8 @@ from benchmarks.faults import (
     Outcome,
     watched,
 )
-from tests.clips import write_clip
-from tests.rtsp_server import RtspServer
+from tests.support.clips import write_clip
+from tests.support.rtsp_server import RtspServer
 
 NAMES = ("loss-udp", "loss-tcp", "cable-udp", "cable-tcp")
 CAMERA, CLIENT = "10.77.0.1", "10.77.0.2"

@@ -1,10 +1,10 @@
-"""What a card has to move and to compute for one batch, from shapes alone; nothing is measured.
+"""What a GPU has to move and to compute for one batch, from shapes alone; nothing is measured.
 
     python -m benchmarks.paper_floor [--net higher_hrnet_w32] [--size 512x512] [--picture 1080x1920]
 
-For each step on the card: bytes, operations, and the floor, which is the longer of bytes over the
-card's memory rate and operations over its compute rate. What bounds a step from below that way is
-not what it takes: launches, latency and imperfect overlap come on top. No card has run any of it.
+For each step on the GPU: bytes, operations, and the floor, which is the longer of bytes over the
+GPU's memory rate and operations over its compute rate. What bounds a step from below that way is
+not what it takes: launches, latency and imperfect overlap come on top. No GPU has run any of it.
 
 Bytes of the network count what each convolution reads and writes, in half precision, as if all
 between them were fused. Peaks are looked for in every tile, as if people stood everywhere.
@@ -22,7 +22,7 @@ from nets import build_net
 K, M, T, PEOPLE = 17, 30, 1, 30
 
 
-class Card(NamedTuple):
+class Gpu(NamedTuple):
     """Rates that the maker states."""
 
     name: str
@@ -34,10 +34,10 @@ class Card(NamedTuple):
     """Of pinned host memory; a Jetson has one memory for both."""
 
 
-CARDS = (
-    Card("H100 SXM", 3350, 989, 67, 55),
-    Card("L4", 300, 121, 30, 25),
-    Card("Jetson AGX Orin", 204, 42, 5.3, 204),
+GPUS = (
+    Gpu("H100 SXM", 3350, 989, 67, 55),
+    Gpu("L4", 300, 121, 30, 25),
+    Gpu("Jetson AGX Orin", 204, 42, 5.3, 204),
 )
 
 
@@ -49,7 +49,7 @@ class Step(NamedTuple):
     gigaflops: float
     launches: int
     rate: str
-    """Which of the card's rates bind it: half, float or upload."""
+    """Which of the GPU's rates bind it: half, float or upload."""
 
 
 def steps(net: str, size: tuple[int, int], picture: tuple[int, int], batch: int) -> list[Step]:
@@ -111,12 +111,12 @@ def _network_step(name: str, size: tuple[int, int], batch: int) -> Step:
     return Step("network", 2 * numbers / 1e6, operations / 1e9, launches, "half")
 
 
-def floor_us(step: Step, card: Card) -> float:
+def floor_us(step: Step, gpu: Gpu) -> float:
     """Microseconds below which the step cannot come."""
     if step.rate == "upload":
-        return 1e3 * step.megabytes / card.upload_gb_s
-    compute = card.half_tflops if step.rate == "half" else card.float_tflops
-    return max(1e3 * step.megabytes / card.memory_gb_s, 1e3 * step.gigaflops / compute)
+        return 1e3 * step.megabytes / gpu.upload_gb_s
+    compute = gpu.half_tflops if step.rate == "half" else gpu.float_tflops
+    return max(1e3 * step.megabytes / gpu.memory_gb_s, 1e3 * step.gigaflops / compute)
 
 
 def main() -> None:
@@ -129,13 +129,13 @@ def main() -> None:
     results = []
     for batch in (1, 8):
         print(f"{options.net}, {options.size}, pictures {options.picture} NV12, batch {batch}")
-        names = "".join(f"{card.name + ' us':>20}" for card in CARDS)
+        names = "".join(f"{gpu.name + ' us':>20}" for gpu in GPUS)
         print(f"{'step':<12}{'MB':>10}{'GFLOP':>10}{'launches':>10}{names}")
-        total = dict.fromkeys((card.name for card in CARDS), 0.0)
+        total = dict.fromkeys((gpu.name for gpu in GPUS), 0.0)
         for step in steps(options.net, size, picture, batch):
-            floors = [floor_us(step, card) for card in CARDS]
-            for card, floor in zip(CARDS, floors, strict=True):
-                total[card.name] += floor
+            floors = [floor_us(step, gpu) for gpu in GPUS]
+            for gpu, floor in zip(GPUS, floors, strict=True):
+                total[gpu.name] += floor
             row = "".join(f"{floor:>20.1f}" for floor in floors)
             size_of = f"{step.megabytes:>10.2f}{step.gigaflops:>10.2f}{step.launches:>10}"
             print(f"{step.name:<12}{size_of}{row}")

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from nets.checkpoints import load_model
-from nets.engines import load_engine
+from nets.engines.load import load_engine
 from pipeline.config import PosesConfig
 from pipeline.inference import Inference
 from pipeline.messages import Frame

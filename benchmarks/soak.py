@@ -4,7 +4,7 @@
 
                         a camera killed, frozen or restarted every 20 s, in turn
                                               v
-    4 RTSP servers (tests/rtsp_server.py) -> run_stream.py -> video in segments
+    4 RTSP servers (tests/support/rtsp_server.py) -> run_stream.py -> video in segments
                                               |-> ZeroMQ: a good, a slow and a dead subscriber
                                               '-> page: a WebSocket viewer, a reader of /mjpeg
 
@@ -53,10 +53,10 @@ from benchmarks.soak_clients import (
 )
 from benchmarks.soak_meter import Meter
 from benchmarks.soak_verdicts import Record
-from pipeline.recording.segment_index import read_index
+from pipeline.sinks.video.segment_index import read_index
 from pipeline.sources import demo
-from tests.clips import write_clip
-from tests.rtsp_server import RtspServer, why_unavailable
+from tests.support.clips import write_clip
+from tests.support.rtsp_server import RtspServer, why_unavailable
 
 CAMERAS = ("cam0", "cam1", "cam2", "cam3")
 SIZE = (360, 640)

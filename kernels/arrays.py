@@ -1,6 +1,6 @@
 """Devices as launches see them, and arrays that change hands between torch and CuPy.
 
-    peaks.cu --nvrtc.py--> CudaGpu: CuPy, a card        tests: g++, the CPU
+    peaks.cu --nvrtc.py--> CudaGpu: CuPy, a GPU        tests: g++, the CPU
                               |                            |
                               +---------- a Gpu -----------+
                                             |
@@ -9,7 +9,7 @@
 The files gpu_*.py take a Gpu and know nothing else about it, so that the tests run the very same
 launches on the CPU. This file knows nothing of peaks, people or pictures. It is the only one of
 this package that touches torch, and only inside functions; importing it needs neither torch, nor
-CuPy, nor a card.
+CuPy, nor a GPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ _Workspace = TypeVar("_Workspace")
 
 
 class Gpu(Protocol):
-    """A device, as launches see it: a card (CudaGpu), or the CPU in tests."""
+    """A device, as launches see it: a GPU (CudaGpu), or the CPU in tests."""
 
     xp: Any
     """cupy, or NumPy on the CPU: arrays for args come from gpu.xp.empty, zeros and asarray."""
@@ -47,16 +47,16 @@ class Gpu(Protocol):
 
 
 class CudaGpu:
-    """An NVIDIA card, over CuPy.
+    """An NVIDIA GPU, over CuPy.
 
     Raises:
-        ValueError: CuPy is missing, or there is no such card.
+        ValueError: CuPy is missing, or there is no such GPU.
     """
 
     def __init__(self, index: int = 0) -> None:
         reason = why_no_gpu(index)
         if reason is not None:
-            raise ValueError(f"no NVIDIA card {index}: {reason}; use --device cpu")
+            raise ValueError(f"no NVIDIA GPU {index}: {reason}; use --device cpu")
         import cupy
 
         self.index = index
@@ -77,14 +77,14 @@ class CudaGpu:
 
 
 def why_no_gpu(index: int = 0) -> str | None:
-    """Why card `index` cannot be used, in one line; None where it can."""
+    """Why GPU `index` cannot be used, in one line; None where it can."""
     try:
         import cupy
     except ImportError as error:
         return f"CuPy cannot be imported ({error}); install the extra `gpu`"
     try:
         count = int(cupy.cuda.runtime.getDeviceCount())
-    except RuntimeError as error:  # CuPy's own errors derive from it: no driver, no card
+    except RuntimeError as error:  # CuPy's own errors derive from it: no driver, no GPU
         return f"CUDA answers {str(error).splitlines()[0]}"
     if not 0 <= index < count:
         return f"this machine has {count}, numbered from 0"
@@ -100,7 +100,7 @@ def _cuda_module(index: int, file: str) -> Any:
 
 
 def from_torch(tensor: "torch.Tensor") -> Any:
-    """The same memory as an array: CuPy for a tensor on a card, NumPy for one on the CPU.
+    """The same memory as an array: CuPy for a tensor on a GPU, NumPy for one on the CPU.
 
     No copy (DLPack). Inside `gpu.stream()` no synchronisation either: both sides use one stream.
     """
@@ -129,16 +129,16 @@ def remember(kept: dict[object, _Workspace], key: object, workspace: _Workspace)
     kept[key] = workspace
 
 
-# ---- host and card ------------------------------------------------------------------------------
+# ---- host and GPU ------------------------------------------------------------------------------
 
 
 def host_memory(gpu: Gpu, size: int) -> NDArray[np.uint8]:
-    """(size,) uint8 on the host, page-locked where gpu is a card: copies from it need no wait."""
+    """(size,) uint8 on the host, page-locked where gpu is a GPU: copies from it need no wait."""
     return pinned_like(gpu.xp.empty(size, np.uint8))
 
 
 def pinned_like(array: Any) -> NDArray[Any]:
-    """Host memory for a copy of array, page-locked where array is on a card."""
+    """Host memory for a copy of array, page-locked where array is on a GPU."""
     if isinstance(array, np.ndarray):
         return np.empty_like(array)
     import cupyx
@@ -147,7 +147,7 @@ def pinned_like(array: Any) -> NDArray[Any]:
     return pinned
 
 
-def to_card(host: NDArray[Any], array: Any) -> None:
+def to_gpu(host: NDArray[Any], array: Any) -> None:
     """Copy page-locked host memory to a contiguous array, on CuPy's current stream; does not wait:
     host must stay as it is until the stream has got there."""
     if isinstance(array, np.ndarray):

@@ -1,4 +1,4 @@
-"""Heatmap pyramids, tags -> people of a batch on a card: the GPU twin of kernels.decode.decode.
+"""Heatmap pyramids, tags -> people of a batch on a GPU: the GPU twin of kernels.decode.decode.
 
     levels, tags --enqueue--> GpuPeople on the device --people--> list of People on the host
                 (launches only)                    (one copy; the only wait)

@@ -1,4 +1,4 @@
-"""Peaks -> people on a card: the launches of grouping.cu and refine.cu, for a batch.
+"""Peaks -> people on a GPU: the launches of grouping.cu and refine.cu, for a batch.
 
     GpuPeaks --group--> GpuPeople (found keypoints) --refine--> GpuPeople (missing ones filled)
                                                        ^

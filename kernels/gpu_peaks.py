@@ -1,4 +1,4 @@
-"""Heatmap pyramid and tags -> peaks on a card: the launches of peaks.cu, for a batch.
+"""Heatmap pyramid and tags -> peaks on a GPU: the launches of peaks.cu, for a batch.
 
     levels (B or 2B, K, ., .) --average--> GpuMaps --find--> GpuPeaks
     tags   (B or 2B, K, a, b, T) ------------^

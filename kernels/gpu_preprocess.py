@@ -24,7 +24,7 @@ from kernels.preprocess import (
     resize_axes,
     yuv_coefficients,
 )
-from kernels.taps import Axis, Taps, axis_taps, chroma_taps
+from kernels.sampling import Axis, Taps, axis_taps, chroma_taps
 
 Size = tuple[int, int]
 Matrix = tuple[tuple[float, ...], ...]

@@ -1,8 +1,8 @@
-"""CUDA text to machine code: our sources with their headers, compiled by NVRTC, card or no card.
+"""CUDA text to machine code: our sources with their headers, compiled by NVRTC, GPU or no GPU.
 
 CuPy could compile the text itself, but it then adds -ftz=true as the last word, which makes 0 of
 the smallest float32 numbers; the CPU twins keep them. Here the options are ours alone, the same on
-every machine, and tests compile with them for all cards without having one. Machine code is kept
+every machine, and tests compile with them for all GPUs without having one. Machine code is kept
 in the user's cache folder, under a hash of all that it depends on. This file knows nothing of
 devices, arrays and what the kernels compute.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 COMPILE_OPTIONS = ("--std=c++17", "--fmad=false")
-"""For every kernel and card. Without fused multiply-add, products and sums are rounded one by one,
+"""For every kernel and GPU. Without fused multiply-add, products and sums are rounded one by one,
 as on the CPU; division and square root are IEEE, and subnormal numbers kept, by NVRTC's default."""
 
 _FOLDER = Path(__file__).parent
@@ -26,7 +26,7 @@ class Compiled(NamedTuple):
     """One .cu file for one architecture."""
 
     cubin: Path
-    """A file with the machine code, as a card loads it."""
+    """A file with the machine code, as a GPU loads it."""
     log: str
     """What the assembler says: registers, shared memory and spills of every kernel."""
 
@@ -44,10 +44,10 @@ def cuda_source(file: str, *, folder: Path = _FOLDER) -> str:
 
 
 def compile_cuda(file: str, *, architecture: int) -> Compiled:
-    """Compile kernels/`file`; needs NVRTC (the extra `gpu` or `dev`), but no driver and no card.
+    """Compile kernels/`file`; needs NVRTC (the extra `gpu` or `dev`), but no driver and no GPU.
 
     Args:
-        architecture: a card's compute capability without its dot, such as 90.
+        architecture: a GPU's compute capability without its dot, such as 90.
     Raises:
         ValueError: the text does not compile, or NVRTC knows no such architecture.
     """
@@ -114,7 +114,7 @@ def _compatible(architecture: int) -> int:
     fitting = [a for a in known if a <= architecture and a // 10 == architecture // 10]
     if not fitting:
         raise ValueError(
-            f"NVRTC compiles for {sorted(known)}, not for a card of compute capability "
+            f"NVRTC compiles for {sorted(known)}, not for a GPU of compute capability "
             f"{architecture / 10}; install another nvidia-cuda-nvrtc"
         )
     return int(max(fitting))

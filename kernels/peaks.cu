@@ -386,7 +386,7 @@ __device__ __forceinline__ int merge_lists(const Key* keys, const int* counts, i
 }
 
 // Offset within +-1/2 of the top of the parabola through the logarithms at at-1, at, at+1 of a line
-// of heat whose pixels are stride apart. In float64, as on the CPU; a card's logarithm may differ
+// of heat whose pixels are stride apart. In float64, as on the CPU; a GPU's logarithm may differ
 // from the CPU's in the last bit.
 __device__ __forceinline__ float log_parabola(const float* line, int stride, int at, int length)
 {

@@ -1,4 +1,4 @@
-// How people lie in the card's memory: grouping.cu makes the records, refine.cu completes them, and
+// How people lie in the GPU's memory: grouping.cu makes the records, refine.cu completes them, and
 // kernels/gpu_grouping.py gives them names.
 //
 // A person is one record of floats in people (1 + C, B, record), C = K * M people at most. Row 0

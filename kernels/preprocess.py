@@ -19,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 
 from kernels.jit import njit
-from kernels.taps import Axis, Taps, axis_taps, chroma_taps
+from kernels.sampling import Axis, Taps, axis_taps, chroma_taps
 
 Plane = tuple[np.ndarray, int, int]
 """Bytes of a plane (1-D, read-only), bytes from row to row, and bytes of a row that count."""

@@ -1,4 +1,4 @@
-// Filling the keypoints that people miss, on the card: the CUDA twin of _refine in
+// Filling the keypoints that people miss, on the GPU: the CUDA twin of _refine in
 // kernels/grouping.py.
 //
 //     measure_tags  grid (tiles / 128, K, B), block 128      range of the raised tags in each tile

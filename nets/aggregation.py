@@ -152,7 +152,7 @@ def add_tag_ramp(maps: Maps, ramp_px: float, stride: float) -> Maps:
 def _ramp_on(
     device: torch.device, size: tuple[int, int], numbers: int, ramp_px: float, stride: float
 ) -> Tensor:
-    """tag_ramp, kept where it is added: an upload for each batch would stop a card's queue."""
+    """tag_ramp, kept where it is added: an upload for each batch would stop a GPU's queue."""
     with torch.inference_mode(False):  # the same ramp may serve a training later
         return tag_ramp(size, numbers, ramp_px=ramp_px, stride=stride).to(device)
 

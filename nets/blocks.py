@@ -76,7 +76,7 @@ class Upsampler(nn.Module):
 def joined(features: Tensor, *predicted: Tensor) -> Tensor:
     """Features and what was predicted from them, along channels, in the features' precision.
 
-    In a half-precision net (nets.half_precision) the predictions are float32.
+    In a half-precision net (nets.engines.half_precision) the predictions are float32.
     """
     kind = features.dtype  # asked, for a cast that does nothing stays in exported graphs
     alike = (x if x.dtype == kind else x.to(kind) for x in predicted)

@@ -285,7 +285,10 @@ def _from_metadata(metadata: Mapping[str, str], sha256: str, path: Path) -> Mode
     """An unfilled model as the header of our file says."""
     try:
         name, skeleton = metadata["name"], SKELETONS[metadata["skeleton"]]
-        said = {key: json.loads(metadata[key]) for key in (*habits(name), "settings", "decode")}
+        said = {
+            key: json.loads(metadata[key])
+            for key in (*default_run_settings(name), "settings", "decode")
+        }
         return Model(
             net=_empty_net(name, skeleton.num_keypoints, said.pop("settings")),
             name=name,
@@ -317,7 +320,7 @@ def _from_shapes(state: StateDict, sha256: str, path: Path, name: str | None) ->
         name, changes = _name_and_settings(state, path)
     num_keypoints = _num_keypoints(state, path)
     size = re.search(r"_(512|640)(?!\d)", path.name)
-    run = habits(name)
+    run = default_run_settings(name)
     if size:
         run["input_size"] = int(size[1])
     return Model(
@@ -394,7 +397,7 @@ def _count(state: StateDict, pattern: str) -> int:
     return len({match[1] for match in found if match})
 
 
-def habits(name: str) -> dict[str, Any]:
+def default_run_settings(name: str) -> dict[str, Any]:
     """How weights of that net run where nothing else is said: as published, or as ours are made."""
     run = {
         "mean": (0.485, 0.456, 0.406),  # ImageNet
@@ -447,7 +450,7 @@ def save_model(path: str | Path, model: Model, *, dtype: torch.dtype = torch.flo
         "num_keypoints": str(model.skeleton.num_keypoints),
         "settings": json.dumps(flat(model.net.settings)),
         "decode": json.dumps(model.decode),
-    } | {key: json.dumps(getattr(model, key)) for key in habits(model.name)}
+    } | {key: json.dumps(getattr(model, key)) for key in default_run_settings(model.name)}
     _write_atomically(Path(path), save(tensors, metadata))
 
 
@@ -487,7 +490,7 @@ def random_model(name: str, *, num_keypoints: int = 17, seed: int = 0, **setting
         name=name,
         skeleton=skeleton_for(num_keypoints),
         weights_sha256=state_sha256(net.state_dict()),
-        **habits(name),
+        **default_run_settings(name),
     )
 
 

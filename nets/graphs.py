@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from nets.checkpoints import Model
-from nets.engines import INPUT_MULTIPLE, NetWithMaps
-from nets.openvino_engine import import_openvino
+from nets.engines.engine import INPUT_MULTIPLE, NetWithMaps
+from nets.engines.openvino import import_openvino
 
 INPUT_NAME = "images"
 OPSETS = (13, 20)

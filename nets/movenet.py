@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nets import build_net
-from nets.checkpoints import Model, habits, load_checkpoint, state_sha256
+from nets.checkpoints import Model, default_run_settings, load_checkpoint, state_sha256
 from nets.skeletons import skeleton_for
 
 _log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def load_movenet(path: str | Path, *, seed: int = 0) -> Model:
         name=NET,
         skeleton=skeleton_for(net.num_keypoints),
         weights_sha256=state_sha256(net.state_dict()),
-        **habits(NET),
+        **default_run_settings(NET),
     )
 
 

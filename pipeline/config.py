@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.redaction import redact
+from common.redaction import redact
 
 _MAX_PORT = 65535  # ZeroMQ itself takes 99999 for 34463
 
@@ -46,7 +46,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Side = Annotated[int, Field(ge=32, multiple_of=32)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 RegionOfInterest = tuple[NotNegative, NotNegative, NotNegative, NotNegative]
-Decode = Literal["auto", "cpu", "card"]
+Decode = Literal["auto", "cpu", "gpu"]
 
 
 class SourceConfig(_Settings):
@@ -72,8 +72,8 @@ class SourceConfig(_Settings):
     rotation: Literal[0, 90, 180, 270] | None = None
     """Clockwise degrees that turn the picture upright, in place of what the container says."""
     decode: Decode = "auto"
-    """Where video is decoded: on the CPU; on the card that runs the network, from where its pixels
-    need not move; auto: on the card where that can be, else on the CPU."""
+    """Where video is decoded: on the CPU; on the GPU that runs the network, from where its pixels
+    need not move; auto: on the GPU where that can be, else on the CPU."""
     reconnect: bool = True
     """Cameras and URLs: connect again after a failure, for ever; False: the first is the end."""
     open_timeout_seconds: Annotated[float, Field(gt=0.0)] = 5.0
@@ -113,16 +113,16 @@ class InferenceConfig(_Settings):
 
     engine: Literal["auto", "torch", "openvino", "tensorrt"] = "auto"
     device: str = "auto"
-    """cpu, cuda, cuda:N, or several cards: cuda:0,cuda:1, each with its share of the sources; auto
-    takes the first NVIDIA card there is."""
+    """cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1, each with its share of the sources; auto
+    takes the first NVIDIA GPU there is."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: fp16 on a card, bf16 where the CPU has it, else fp32."""
+    """auto: fp16 on a GPU, bf16 where the CPU has it, else fp32."""
     flip_test: bool = False
     """Run the mirrored picture too and average, as the papers' evaluation does; twice the time."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of the engine; by default all cores."""
     max_batch: Literal[1, 2, 4, 8] | None = None
-    """Frames of different sources in one pass; by default 8 on a card and 1 on a CPU, where a
+    """Frames of different sources in one pass; by default 8 on a GPU and 1 on a CPU, where a
     larger batch is hardly faster and makes every frame wait for all of it."""
 
 
@@ -244,7 +244,8 @@ class PublisherConfig(_Settings):
     """For example tcp://127.0.0.1:5556."""
     format: Literal["json", "msgpack"] = "json"
     curve_dir: Path | None = None
-    """Folder of keys: encrypts, and lets in only whose key is there; see pipeline/curve.py."""
+    """Folder of keys: encrypts, and lets in only whose key is there; see
+    pipeline/sinks/publisher/curve.py."""
 
     @model_validator(mode="after")
     def _keys_are_for_an_endpoint(self) -> PublisherConfig:

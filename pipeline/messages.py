@@ -16,7 +16,7 @@ import numpy as np
 from kernels.preprocess import bgr_from_planes
 
 if TYPE_CHECKING:
-    from pipeline.card import Lease
+    from pipeline.gpu.stream_slots import HeldSlot
 
 PixelFormat = Literal["bgr24", "rgb24", "yuv420p", "nv12"]
 ColorSpace = Literal["bt601", "bt709"]
@@ -47,7 +47,7 @@ class Frame:
     planes: tuple[np.ndarray, ...]
     """uint8, read-only by convention. One (h, w, 3) plane, or Y (h, w) with U and V
     (ceil(h/2), ceil(w/2)), or Y with interleaved UV (ceil(h/2), ceil(w/2), 2). Rows may be padded
-    (strided views). Empty where the pixels did not cross to this process. CuPy arrays where a card
+    (strided views). Empty where the pixels did not cross to this process. CuPy arrays where a GPU
     decoded the picture: see device."""
     pixel_format: PixelFormat = "bgr24"
     color_space: ColorSpace = "bt601"
@@ -89,7 +89,7 @@ class Frame:
     def to_host(self) -> np.ndarray:
         """The upright picture as a new, writable (height, width, 3) uint8 BGR array.
 
-        This is the only place where pixels are converted for people to look at (and, where a card
+        This is the only place where pixels are converted for people to look at (and, where a GPU
         decoded them, downloaded), so it is called when a sink asks and not before.
         """
         if not self.planes:
@@ -126,7 +126,7 @@ def _device_of(plane: Any) -> int | None:
 
 
 def _on_host(planes: Sequence[Any]) -> list[np.ndarray]:
-    """The planes in host memory; those on a card are downloaded."""
+    """The planes in host memory; those on a GPU are downloaded."""
     return [plane if isinstance(plane, np.ndarray) else plane.get() for plane in planes]
 
 
@@ -137,15 +137,15 @@ class NetInput:
     frames: tuple[Frame, ...]
     images: Any
     """(B, 3, H, W) float32, normalised as the network was trained: NumPy, or a torch tensor on a
-    card."""
+    GPU."""
     image_from_net: np.ndarray
     """(B, 2, 3) float64: network-input pixels to pixels of the upright picture."""
     stage_ms: dict[str, float] = field(default_factory=dict)
     """Milliseconds of work each stage so far spent on this message."""
-    card: int = 0
-    """Which of the stream's cards, in the order of --device; 0 on a CPU."""
-    lease: Lease | None = None
-    """Holds the batch's lane on that card (card.py) while this message lives; None on a CPU."""
+    gpu: int = 0
+    """Which of the stream's GPUs, in the order of --device; 0 on a CPU."""
+    held_slot: HeldSlot | None = None
+    """Holds the batch's stream slot on that GPU while this message lives; None on a CPU."""
 
     def __repr__(self) -> str:
         return f"NetInput(images={self.images.shape}, frames={list(self.frames)})"
@@ -158,7 +158,7 @@ class NetOutput:
     frames: tuple[Frame, ...]
     levels: tuple[Any, ...]
     """Each (B, K, h, w) float32 heatmaps, low to high resolution: NumPy. With a lease torch tensors
-    on a card, and with the flip test (2B, ...), the second half of the mirrored pictures."""
+    on a GPU, and with the flip test (2B, ...), the second half of the mirrored pictures."""
     tags: Any
     """(B, K, h, w, T) float32, likewise."""
     net_size: tuple[int, int]
@@ -166,7 +166,7 @@ class NetOutput:
     image_from_net: np.ndarray
     """(B, 2, 3) float64."""
     stage_ms: dict[str, float] = field(default_factory=dict)
-    lease: Lease | None = None
+    held_slot: HeldSlot | None = None
     """As of NetInput."""
 
     def __repr__(self) -> str:

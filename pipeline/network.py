@@ -1,8 +1,8 @@
 """The network's part of a stream: what its stages do, and on which devices.
 
     CPU      preprocess ---> inference -----------> poses
-    cards    preprocess -+-> inference of card 0 -+-> poses          one inference stage for each
-                         '-> inference of card 1 -'                  card; sources stay on theirs
+    GPUs    preprocess -+-> inference of GPU 0 -+-> poses          one inference stage for each
+                         '-> inference of GPU 1 -'                  GPU; sources stay on theirs
 
 Made in the main thread, before any stage starts: weights, engines and kernels are loaded here, and
 what a user can get wrong about them is found. Stages and queues are made in stream.py. Imports
@@ -23,21 +23,22 @@ from kernels import preprocess as preprocess_kernels
 from kernels.arrays import CudaGpu
 from kernels.decode import DecodeSettings
 from nets.checkpoints import Model, load_model
-from nets.engines import Engine, load_engine
-from pipeline.card import LANES, Cards, CardSettings, Lane, Lanes
+from nets.engines.engine import Engine
+from nets.engines.load import load_engine
 from pipeline.config import StreamConfig
+from pipeline.gpu.placement import Placement, devices_of
+from pipeline.gpu.stream_slots import STREAM_SLOTS, Gpus, GpuSettings, StreamSlot, StreamSlots
 from pipeline.inference import Inference
-from pipeline.placement import Placement, devices_of
 from pipeline.poses import FindPoses, decode_settings
 from pipeline.preprocess import Preprocess
-from pipeline.processes import ROOT
-from pipeline.queues import Stopped
+from pipeline.runtime.processes import ROOT
+from pipeline.runtime.queues.queue import Stopped
 from pipeline.tracker import Tracker
 from pipeline.tracker import warm_up as warm_up_tracker
 
 DEFAULT_WEIGHTS = ROOT / "weights" / "higher_mobile.safetensors"
 
-_MAX_BATCH_OF_CARD = 8
+_MAX_BATCH_OF_GPU = 8
 _MAX_BATCH_OF_CPU = 1  # more frames a pass hardly make it faster, and make each wait for all
 
 _log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def make_network(
     Args:
         model: in place of the configured weights.
         stop: the stream's stop event.
-        placement: which source is on which card.
+        placement: which source is on which GPU.
     Raises:
         ValueError: weights, engine, device or precision that cannot be used; one line.
     """
@@ -76,8 +77,8 @@ def make_network(
     engines = [_engine(config, model, device) for device in devices_of(config.inference)]
     _log.info("kernels: loading (compiled once for each machine, which takes half a minute)")
     preprocess_kernels.warm_up()
-    on_cards = engines[0].device != "cpu"
-    if not on_cards:
+    on_gpus = engines[0].device != "cpu"
+    if not on_gpus:
         decode_kernels.warm_up()
     warm_up_tracker()
     size = config.preprocess.input_size or model.input_size
@@ -93,7 +94,7 @@ def make_network(
             canvas=config.preprocess.canvas,
             prefilter=config.preprocess.prefilter,
             max_long_side=config.preprocess.max_long_side,
-            cards=Cards(_lanes(engines, config, model, stop), placement) if on_cards else None,
+            gpus=Gpus(_stream_slots(engines, config, model, stop), placement) if on_gpus else None,
         ),
         inferences=tuple(Inference(engine, flip_order=flip_order) for engine in engines),
         find_poses=FindPoses(model.skeleton, decode),
@@ -102,7 +103,7 @@ def make_network(
         input_size=size,
         size_multiple=multiple,
         max_batch=config.inference.max_batch
-        or (_MAX_BATCH_OF_CARD if on_cards else _MAX_BATCH_OF_CPU),
+        or (_MAX_BATCH_OF_GPU if on_gpus else _MAX_BATCH_OF_CPU),
     )
 
 
@@ -116,11 +117,11 @@ def _engine(config: StreamConfig, model: Model, device: str) -> Engine:
     )
 
 
-def _lanes(
+def _stream_slots(
     engines: Sequence[Engine], config: StreamConfig, model: Model, stop: threading.Event
-) -> list[Lanes]:
-    """Those of each card."""
-    settings = CardSettings(
+) -> list[StreamSlots]:
+    """Those of each GPU."""
+    settings = GpuSettings(
         skeleton=model.skeleton,
         mean=model.mean,
         std=model.std,
@@ -132,11 +133,11 @@ def _lanes(
         if stop.is_set():
             raise Stopped
 
-    cards = []
+    gpus = []
     for engine in engines:
         device = torch.device(engine.device)
         gpu = CudaGpu(device.index or 0)
-        streams = [torch.cuda.Stream(device) for _ in range(LANES)]  # type: ignore[no-untyped-call]
-        lanes = [Lane(gpu, settings, stream) for stream in streams]
-        cards.append(Lanes(lanes, give_up=give_up))
-    return cards
+        streams = [torch.cuda.Stream(device) for _ in range(STREAM_SLOTS)]  # type: ignore[no-untyped-call]
+        stream_slots = [StreamSlot(gpu, settings, stream) for stream in streams]
+        gpus.append(StreamSlots(stream_slots, give_up=give_up))
+    return gpus

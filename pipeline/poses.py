@@ -16,7 +16,7 @@ from pipeline.messages import NetOutput, Poses
 
 
 class FindPoses:
-    """Decodes the frames of a batch, in its order: one by one, or on a card all at once."""
+    """Decodes the frames of a batch, in its order: one by one, or on a GPU all at once."""
 
     def __init__(self, skeleton: Skeleton, settings: DecodeSettings) -> None:
         self._skeleton = skeleton
@@ -45,10 +45,12 @@ class FindPoses:
 
     def _people(self, output: NetOutput) -> Iterator[People]:
         """Of one frame after the other, in network-input pixels."""
-        if output.lease is not None:
-            # The one copy from the card to the host, and the one wait.
-            lane = output.lease.lane
-            yield from lane.people(output.levels, output.tags, output.net_size, self._settings)
+        if output.held_slot is not None:
+            # The one copy from the GPU to the host, and the one wait.
+            stream_slot = output.held_slot.stream_slot
+            yield from stream_slot.people(
+                output.levels, output.tags, output.net_size, self._settings
+            )
             return
         for i in range(len(output.frames)):
             yield decode(

@@ -1,6 +1,6 @@
 """Frames -> network input: which size, which map, and one kernel call for each picture.
 
-On a card it is one launch for each batch (card.py).
+On a GPU it is one launch for each batch (stream_slots.py).
 
 Frames of one network size travel as one batch. Geometry is that of the upright picture: a turned
 frame is resized as its planes lie, and the small result is turned, which costs less than turning
@@ -23,7 +23,7 @@ from kernels.preprocess import capped_size, invert, net_from_image, network_size
 from pipeline.messages import Frame, NetInput
 
 if TYPE_CHECKING:
-    from pipeline.card import Cards
+    from pipeline.gpu.stream_slots import Gpus
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Preprocess:
         canvas: tuple[int, int] | None = None,
         prefilter: bool = True,
         max_long_side: int = 2048,
-        cards: Cards | None = None,
+        gpus: Gpus | None = None,
     ) -> None:
         """Take the settings of the network and of the stream.
 
@@ -81,7 +81,7 @@ class Preprocess:
             prefilter: widen the resize filter where a picture shrinks below one half.
             max_long_side: a picture so elongated that its network input would be longer is
                 shrunk until it fits (and a warning says so), so that it cannot stop a stream.
-            cards: where pictures become network input; None: on the CPU.
+            GPUs: where pictures become network input; None: on the CPU.
         """
         self._input_size = input_size
         self._size_multiple = size_multiple
@@ -89,7 +89,7 @@ class Preprocess:
         self._max_long_side = max_long_side
         self._mean, self._std = tuple(mean), tuple(std)
         self._prefilter = prefilter
-        self._cards = cards
+        self._gpus = gpus
         self._geometry = lru_cache(maxsize=_GEOMETRIES_KEPT)(self._find_geometry)
 
     def set_input_size(self, input_size: int) -> None:
@@ -98,21 +98,21 @@ class Preprocess:
         self._geometry.cache_clear()
 
     def __call__(self, frames: Sequence[Frame]) -> Iterator[NetInput]:
-        """NetInputs of one network size and card each, in the order in which these first appear.
+        """NetInputs of one network size and GPU each, in the order in which these first appear.
 
         They hold 8, 4, 2 or 1 frames: an engine compiles for each shape that it meets.
         """
         groups: dict[tuple[tuple[int, int], int], list[Frame]] = {}
         for frame in frames:
             geometry = self._geometry(crop_of(frame).size, frame.rotation)
-            card = 0 if self._cards is None else self._cards.card_of(frame)
-            groups.setdefault((geometry.net_size, card), []).append(frame)
-        for (net_size, card), group in groups.items():
+            gpu = 0 if self._gpus is None else self._gpus.gpu_of(frame.source, frame.device)
+            groups.setdefault((geometry.net_size, gpu), []).append(frame)
+        for (net_size, gpu), group in groups.items():
             for part in in_powers_of_two(group):
-                if self._cards is None:
+                if self._gpus is None:
                     yield self._batch(net_size, tuple(part))
                 else:
-                    yield self._batch_on_card(net_size, tuple(part), self._cards, card)
+                    yield self._batch_on_gpu(net_size, tuple(part), self._gpus, gpu)
 
     def _batch(self, net_size: tuple[int, int], frames: tuple[Frame, ...]) -> NetInput:
         started = time.perf_counter()
@@ -127,24 +127,24 @@ class Preprocess:
             stage_ms={"preprocess": (time.perf_counter() - started) * 1e3},
         )
 
-    def _batch_on_card(
-        self, net_size: tuple[int, int], frames: tuple[Frame, ...], cards: Cards, card: int
+    def _batch_on_gpu(
+        self, net_size: tuple[int, int], frames: tuple[Frame, ...], gpus: Gpus, gpu: int
     ) -> NetInput:
-        """Everything is queued on a lane of the card; nothing is waited for but the lane."""
-        lease = cards.take(card)
+        """Everything is queued on a stream slot of the GPU; only the slot is waited for."""
+        held_slot = gpus.take(gpu)
         started = time.perf_counter()
-        images = lease.lane.images([self._picture(frame) for frame in frames], net_size)
+        images = held_slot.stream_slot.images([self._picture(frame) for frame in frames], net_size)
         return NetInput(
             frames=frames,
             images=images,
             image_from_net=np.stack([self._image_from_net(frame) for frame in frames]),
-            card=card,
-            lease=lease,
+            gpu=gpu,
+            held_slot=held_slot,
             stage_ms={"preprocess": (time.perf_counter() - started) * 1e3},
         )
 
     def _picture(self, frame: Frame) -> Picture:
-        """What a card needs to know of a frame."""
+        """What a GPU needs to know of a frame."""
         crop = _checked_crop(frame)
         geometry = self._geometry(crop.size, frame.rotation)
         return Picture(

@@ -21,29 +21,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pipeline.config import ConfigError, SourceConfig, StreamConfig
-from pipeline.decoder import is_live
-from pipeline.load.contract import LoadWatch, StepTaker, check_contract, degraded, steps_for
-from pipeline.load.shedding import Shedding
-from pipeline.meeting import Awaited, check_addresses
+from pipeline.gpu.placement import Placement, cuda_devices
 from pipeline.messages import NetOutput, Poses
-from pipeline.overlay import Draw, SharedPictures, drawn_picture, picture
-from pipeline.page.page import Page
-from pipeline.page.page_api import PageSubject
-from pipeline.placement import Placement, cuda_devices
-from pipeline.processes import PARTS, Children, Part, endpoint, is_child, is_orphan
-from pipeline.progress import Progress, start_logging
-from pipeline.publisher import Publisher
-from pipeline.queues import Policy, Queue
-from pipeline.recorder import CocoResults, JsonLines, OpenPoseFolder
-from pipeline.schema import StreamStatus, new_session
-from pipeline.sources.counted import Counted, CountedSink, give_present
+from pipeline.runtime.counted import Counted, CountedSink, give_present
+from pipeline.runtime.load.contract import LoadWatch, StepTaker, check_contract, degraded, steps_for
+from pipeline.runtime.load.shedding import Shedding
+from pipeline.runtime.meeting import Awaited, check_addresses
+from pipeline.runtime.processes import PARTS, Children, Part, endpoint, is_child, is_orphan
+from pipeline.runtime.progress import Progress, start_logging
+from pipeline.runtime.queues.queue import Policy, Queue
+from pipeline.runtime.source_set import SourceSet
+from pipeline.runtime.stage import Stage
+from pipeline.runtime.stats import Stats
+from pipeline.runtime.stop import StopRequest
+from pipeline.sinks.files import CocoResults, JsonLines, OpenPoseFolder
+from pipeline.sinks.overlay import Draw, SharedPictures, drawn_picture, picture
+from pipeline.sinks.page.api import PageSubject
+from pipeline.sinks.page.page import Page
+from pipeline.sinks.publisher.publisher import Publisher
+from pipeline.sinks.schema import StreamStatus, new_session
+from pipeline.sinks.video.sink import VideoSink
+from pipeline.sinks.window import Window
+from pipeline.sources.open import is_live
 from pipeline.sources.source import SourceError
-from pipeline.sources.source_set import SourceSet
-from pipeline.stage import Stage
-from pipeline.stats import Stats
-from pipeline.stop_request import StopRequest
-from pipeline.video_sink import VideoSink
-from pipeline.viewer import Window
 
 if TYPE_CHECKING:
     from nets.checkpoints import Model
@@ -160,7 +160,7 @@ class Stream:
             privacy=config.privacy,
         )  # fmt: skip
         frames = [self._frames_queue(i, source) for i, source in enumerate(config.sources)]
-        # Live, a frame is taken only when the network is free, so that it is the newest; on a card
+        # Live, a frame is taken only when the network is free, so that it is the newest; on a GPU
         # when the upload of the next batch may begin.
         ahead = not any(self._live)
         devices = range(len(network.inferences))
@@ -173,7 +173,7 @@ class Stream:
         )
         preprocess = self._add(
             "preprocess", network.preprocess, inputs=frames, outputs=inputs,
-            batch=network.max_batch, admit=shedding.admit, route=attrgetter("card"),
+            batch=network.max_batch, admit=shedding.admit, route=attrgetter("gpu"),
         )  # fmt: skip
         self._forgetting.append((preprocess, shedding.forget_source))
         for i, inference in enumerate(network.inferences):
@@ -333,7 +333,7 @@ class Stream:
         for name in self.sources.forget_ended():
             self.stats.forget_source(name)
             for stage, forget in self._forgetting:
-                stage.soon(partial(forget, name))
+                stage.post(partial(forget, name))
 
     # --- running -------------------------------------------------------------------------------
 
@@ -439,7 +439,7 @@ class Stream:
 
 
 def _each(work: Callable[[NetOutput], Iterator[Poses]], batch: list[NetOutput]) -> Iterator[Poses]:
-    """The results of several messages, one of each card, one after the other."""
+    """The results of several messages, one of each GPU, one after the other."""
     for output in batch:
         yield from work(output)
 

@@ -23,7 +23,7 @@ from kernels.one_euro import one_euro_step
 from nets.skeletons import SKELETONS
 from pipeline.config import SmoothConfig, TrackerConfig
 from pipeline.messages import Frame, Poses
-from pipeline.tracks import NO_ID, Floats, Rows, Seen, Tracks, begun, likeness, moved, predicted
+from pipeline.tracks import NO_ID, Floats, Rows, Seen, Tracks, begun, moved, oks_cost, predicted
 
 _UNCONFIRMED_LOST_S = 0.2
 _CLOCKS_DIFFER_S = 1.0
@@ -107,7 +107,7 @@ class SourceTracker:
 
     def _match(self, tracks: Tracks, seen: Seen, sigmas: Floats, now: float) -> tuple[Rows, Rows]:
         """Rows of tracks and who was seen of them: sure people first, then the rest."""
-        alike = likeness(tracks, seen, sigmas, now, self._config.max_lost_s)
+        alike = oks_cost(tracks, seen, sigmas, now, self._config.max_lost_s)
         alike[alike < self._config.min_oks] = 0
         sure = seen.scores >= self._config.confident_score
         first_rows, first_people = assign(np.where(sure, alike, 0))

@@ -132,7 +132,7 @@ def predicted(tracks: Tracks, seconds: float) -> Tracks:
     return tracks._replace(keypoints=tracks.keypoints + step[:, None], spread=spread)
 
 
-def likeness(tracks: Tracks, seen: Seen, sigmas: Floats, now: float, max_lost_s: float) -> Floats:
+def oks_cost(tracks: Tracks, seen: Seen, sigmas: Floats, now: float, max_lost_s: float) -> Floats:
     """(N, P) OKS of where every body should be with who is seen, by the keypoints found in both."""
     known = now - tracks.keypoint_seen_at <= max_lost_s
     return oks_matrix(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kernels.arrays import why_no_gpu
-from tests.clips import grey, write_clip
+from tests.support.clips import grey, write_clip
 
 _unexpected_skips: list[str] = []
 
@@ -36,14 +36,14 @@ def clip(tmp_path: Path) -> Path:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked gpu need a card; FAIL_WITHOUT_GPU=1 is for machines that should have one."""
+    """Tests marked gpu need a GPU; FAIL_WITHOUT_GPU=1 is for machines that should have one."""
     if item.get_closest_marker("gpu") is None:
         return
     reason = why_no_gpu()
     if reason is not None and os.environ.get("FAIL_WITHOUT_GPU") == "1":
-        pytest.fail(f"no NVIDIA card, and FAIL_WITHOUT_GPU=1: {reason}", pytrace=False)
+        pytest.fail(f"no NVIDIA GPU, and FAIL_WITHOUT_GPU=1: {reason}", pytrace=False)
     if reason is not None:
-        pytest.skip(f"no NVIDIA card: {reason}")
+        pytest.skip(f"no NVIDIA GPU: {reason}")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

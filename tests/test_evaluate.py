@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import evaluate
-from tests.painted import grid_people, paint, painted_model
+from tests.support.painted import grid_people, paint, painted_model
 
 ROOT = Path(evaluate.__file__).parent
 SIZE = (256, 416)

@@ -18,8 +18,8 @@ import export
 from nets import graphs
 from nets.aggregation import Maps, add_tag_ramp
 from nets.checkpoints import Model, load_model, our_name, random_model, save_model
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 TINY: dict[str, Any] = {"width": 8, "modules": (1, 1, 1), "blocks": 1, "bottlenecks": 1}
 MOBILE: dict[str, Any] = {"width": 8, "top": 16, "pyramid": (8, 8, 8), "separable_head": 8}
 

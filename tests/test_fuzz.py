@@ -1,8 +1,8 @@
 """Everything hostile at once against one running stream: it answers clearly and goes on.
 
 A camera with a password, a page, encrypted publishing, poses to a file; against it strangers by
-hundreds (tests/hostile.py), beside it a viewer and a subscriber who behave. `--fuzz-seconds N`
-makes it longer.
+hundreds (tests/support/hostile.py), beside it a viewer and a subscriber who behave.
+`--fuzz-seconds N` makes it longer.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ import pytest
 import zmq
 import zmq.auth
 
-from pipeline.curve import make_keys
-from tests import hostile
-from tests.clips import write_clip
-from tests.rtsp_server import RtspServer, why_unavailable
+from pipeline.sinks.publisher.curve import make_keys
+from tests.support import hostile
+from tests.support.clips import write_clip
+from tests.support.places import ROOT
+from tests.support.rtsp_server import RtspServer, why_unavailable
 
-ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 200.0
 SETTLE_SECONDS = 60.0
 MOST_WORKERS = (os.cpu_count() or 1) + 4

@@ -1,25 +1,33 @@
-"""The house stays as drawn: imports point one way, and the packages are those of this clone."""
+"""The rooms stay as drawn: imports point one way, and the packages are those of this clone."""
 
 import ast
 import importlib
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.places import ROOT
+
 ALLOWED = {
-    "kernels": {"kernels"},
-    "nets": {"nets"},
-    "pipeline": {"pipeline", "kernels", "nets"},
-    "training": {"training", "kernels", "nets"},
+    "common": {"common"},
+    "kernels": {"common", "kernels"},
+    "nets": {"common", "nets"},
+    "pipeline": {"common", "pipeline", "kernels", "nets"},
+    "training": {"common", "training", "pipeline", "kernels", "nets"},
 }
 SCRIPTS = {
-    "run_stream": {"pipeline"},
-    "train": {"training"},
-    "evaluate": {"training", "pipeline", "kernels", "nets"},  # pipeline: for --through-stream
-    "export": {"nets"},
+    "run_stream": {"common", "pipeline"},
+    "train": {"common", "training"},
+    "evaluate": {"common", "training", "pipeline", "kernels", "nets"},
+    "export": {"common", "nets"},
 }
 ROOMS = {*ALLOWED, *SCRIPTS, "benchmarks", "tests"}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ALLOWED
+    for path in (ROOT / package).rglob("*.py")
+}
 
 
 def _imports(path: Path) -> set[str]:
@@ -30,7 +38,11 @@ def _imports(path: Path) -> set[str]:
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import; write the full name"
-            names.add(node.module or "")
+            module = node.module or ""
+            names.update(
+                submodule if (submodule := f"{module}.{alias.name}") in MODULES else module
+                for alias in node.names
+            )
     return names
 
 
@@ -47,21 +59,33 @@ def test_scripts_import_what_is_below_them(script: str) -> None:
     assert rooms <= SCRIPTS[script], f"{script}.py imports {rooms}"
 
 
+def test_no_cycle_between_files() -> None:
+    graph = {name: (_imports(path) & set(MODULES)) - {name} for name, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"these files import each other: {' -> '.join(error.args[1])}")
+
+
+def test_sources_know_nothing_of_stages_and_queues() -> None:
+    for path in sorted((ROOT / "pipeline" / "sources").rglob("*.py")):
+        above = {n for n in _imports(path) if n.startswith(("pipeline.runtime", "pipeline.sinks"))}
+        assert not above, f"{path.relative_to(ROOT)} imports {above}"
+
+
 def test_only_queues_and_the_publisher_know_zeromq() -> None:
     users = {
-        path.relative_to(ROOT).as_posix()
-        for package in ALLOWED
-        for path in (ROOT / package).rglob("*.py")
+        path.parent.relative_to(ROOT).as_posix()
+        for path in MODULES.values()
         if any(name.split(".")[0] == "zmq" for name in _imports(path))
     }
-    publishing = {f"pipeline/{name}.py" for name in ("publisher", "admission", "curve")}
-    assert users == {"pipeline/queues.py", *publishing}
+    assert users == {"pipeline/runtime/queues", "pipeline/sinks/publisher"}
 
 
 def test_kernels_know_no_framework() -> None:
     users = {
         path.name
-        for path in (ROOT / "kernels").glob("*.py")
+        for path in (ROOT / "kernels").rglob("*.py")
         if "torch" in {name.split(".")[0] for name in _imports(path)}
     }
     assert users == {"arrays.py"}  # inside functions: arrays between torch and CuPy

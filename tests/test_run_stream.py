@@ -20,8 +20,9 @@ import pytest
 
 from pipeline.sources import demo
 from run_stream import main
-from tests.rtsp_server import RtspServer, why_unavailable
-from tests.stream_process import ROOT, running, wait_for_lines
+from tests.support.places import ROOT
+from tests.support.rtsp_server import RtspServer, why_unavailable
+from tests.support.stream_process import running, wait_for_lines
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -101,8 +102,8 @@ def test_demo_finds_the_people_where_they_are(tmp_path: Path) -> None:
         (["demo", "--save", "d.mp4", "--segment-s", "0"], "setting 'overlay.segment_s': "),
         (["demo", "--device", "gpu"], "device must be auto, cpu, cuda or cuda:<index>, got 'gpu'"),
         (["demo", "--device", "cuda:99"], "device 'cuda:99' is not there"),
-        (["demo", "--device", "cuda:0,cpu"], "several devices must be different cards"),
-        (["demo", "--device", "cpu", "--decode", "card"], "decode: card is not possible"),
+        (["demo", "--device", "cuda:0,cpu"], "several devices must be different GPUs"),
+        (["demo", "--device", "cpu", "--decode", "gpu"], "decode: GPU is not possible"),
         (["demo", "--publish", "tcp://nowhere"], "tcp://nowhere"),
         (["demo", "--part", "network", "--set", "queues.frames=ipc"], "where the parts meet"),
         (

@@ -17,11 +17,11 @@ import yaml
 import train
 from nets.checkpoints import load_model
 from nets.skeletons import SKELETONS
-from tests.training.painted_set import write_set
-from tests.training.tiny import TINY_NET, tiny_recipe
+from tests.support.painted_set import write_set
+from tests.support.places import ROOT
+from tests.support.tiny import TINY_NET, tiny_recipe
 from training.config import checked_recipe, load_recipe
 
-ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 RECIPES = sorted((ROOT / "configs" / "train").glob("*.yaml"))
 
@@ -158,7 +158,7 @@ _RANKS_COMPARED = """
 import sys, torch
 from pathlib import Path
 from training.config import load_recipe
-from training.loop import Training, Limits
+from training.trainer import Training, Limits
 from training.ranks import join_ranks, leave_ranks
 ranks = join_ranks("cpu")
 torch.set_num_threads(1)

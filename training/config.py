@@ -236,7 +236,7 @@ class TrainConfig(_Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network's arithmetic; weights and losses stay float32. fp16 is for CUDA only."""
     device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: CUDA where there is a card."""
+    """cpu, cuda, cuda:N, or auto: CUDA where there is a GPU."""
     threads: Count | None = None
     """CPU threads of the network; by default all cores."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -22,7 +22,7 @@ from kernels.grouping import People
 from kernels.preprocess import capped_size, invert, net_from_image, network_size, preprocess
 from nets.aggregation import Maps, average_scales, flip_test
 from nets.checkpoints import Model
-from nets.engines import INPUT_MULTIPLE, Engine
+from nets.engines.engine import INPUT_MULTIPLE, Engine
 from training.data import ImageError, ImageStore, Picture
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Predictor:
     """Runs one picture at a time, as the published evaluation does."""
 
     def __init__(self, engine: Engine, model: Model, settings: PredictSettings) -> None:
-        """Take an engine of this very model (nets.engines.load_engine)."""
+        """Take an engine of this very model (nets.engines.load.load_engine)."""
         self.settings = settings
         self.skeleton = model.skeleton
         self._engine = engine

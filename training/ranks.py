@@ -57,14 +57,14 @@ def join_ranks(device: str) -> Ranks:
     """Meet the other processes that torchrun started, if it did; else be the only one.
 
     Args:
-        device: cpu, cuda, or auto: CUDA where there is a card. With CUDA each rank takes one card.
+        device: cpu, cuda, or auto: CUDA where there is a GPU. With CUDA each rank takes one GPU.
     Raises:
         ValueError: CUDA was asked for and is not there.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} is not there: torch sees no CUDA card; pass cpu")
+        raise ValueError(f"device {device!r} is not there: torch sees no CUDA GPU; pass cpu")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Ranks(0, 1, torch.device(device))

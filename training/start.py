@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nets import build_net
-from nets.checkpoints import FORMAT, Model, habits, load_checkpoint, load_model
+from nets.checkpoints import FORMAT, Model, default_run_settings, load_checkpoint, load_model
 from nets.skeletons import Skeleton
 from training.config import ConfigError, TrainConfig
 
@@ -26,7 +26,7 @@ def starting_model(config: TrainConfig, skeleton: Skeleton) -> Model:
     """
     torch.manual_seed(config.seed)
     net = build_net(config.net, skeleton.num_keypoints, **config.settings)
-    run, decode = habits(config.net), config.run.decode
+    run, decode = default_run_settings(config.net), config.run.decode
     if config.init is None:
         logger.info("fresh weights, seed %d", config.seed)
     else:

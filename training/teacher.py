@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from nets.aggregation import flip_test
 from nets.checkpoints import Model, load_model
-from nets.engines import Engine, load_engine
+from nets.engines.engine import Engine
+from nets.engines.load import load_engine
 from training.config import ConfigError, TeacherConfig
 from training.examples import Batch
 from training.targets import Plan
@@ -65,7 +66,7 @@ class Teacher:
         self._strides = tuple(entry.stride for entry in plan)
         self.weights_sha256 = model.weights_sha256
         """What a continued run needs again."""
-        # On a card an engine may change in the middle of a run, when TensorRT has compiled.
+        # On a GPU an engine may change in the middle of a run, when TensorRT has compiled.
         engine = "auto" if device.type == "cpu" else "torch"
         self._engine: Engine = load_engine(
             model, engine=engine, device=str(device), threads=threads

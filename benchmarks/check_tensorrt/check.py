@@ -1,11 +1,11 @@
-"""Does every network convert to TensorRT? Builds real TensorRT-RTX engines, without a card.
+"""Does every network convert to TensorRT? Builds real TensorRT-RTX engines, without a GPU.
 
     make check-tensorrt        sets up the environment (5 GB) and runs this file in it
 
 Each named network of nets/ is exported and built as the tensorrt engine does it: float32 and
 float16 of a fixed shape, float16 of free batch, height and width. An operation without a converter
 fails; so must the last line, a network that cannot be converted, or the check checks nothing. What
-an engine computes and how fast is not seen here: that takes a card.
+an engine computes and how fast is not seen here: that takes a GPU.
 """
 
 import argparse
@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.check_tensorrt import tensorrt_on_cpu
 from nets import build_net
-from nets.export_program import ProgramPrecision, ShapeRange, export_program, program_net
+from nets.engines.export_program import ProgramPrecision, ShapeRange, export_program, program_net
+from nets.engines.tensorrt import build_engine
 from nets.named import NAMED
-from nets.tensorrt_engine import build_engine
 
 FIXED = ShapeRange.fixed((1, 256, 192))
 FREE = ShapeRange((1, 128, 128), (2, 256, 192), (8, 512, 512))
@@ -50,7 +50,7 @@ def main() -> int:
     """Build all, print a table and one JSON line; 1 if one does not convert."""
     options = _options()
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    print(f"{platform.machine()}, no card; " + ", ".join(f"{k} {v}" for k, v in versions.items()))
+    print(f"{platform.machine()}, no GPU; " + ", ".join(f"{k} {v}" for k, v in versions.items()))
     module = tensorrt_on_cpu.torch_tensorrt()
     logging.disable(logging.CRITICAL)  # torch_tensorrt prints whole graphs when one fails
     print(f"{'network':24} {'precision':9} {'shapes':24} {'export s':>8} {'build s':>8} {'MB':>6}")

@@ -1,7 +1,7 @@
-"""torch_tensorrt on a machine without a card: enough of it to build engines.
+"""torch_tensorrt on a machine without a GPU: enough of it to build engines.
 
-TensorRT-RTX builds engines without a card, and torch-tensorrt-rtx has the converters of
-torch-tensorrt, file for file. What asks for a card on the way is answered here; what runs an engine
+TensorRT-RTX builds engines without a GPU, and torch-tensorrt-rtx has the converters of
+torch-tensorrt, file for file. What asks for a GPU on the way is answered here; what runs an engine
 is not: it needs one. Import this before anything that imports torch_tensorrt.
 """
 
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 CAPABILITY = (8, 6)
-"""The card that converters believe in; TensorRT-RTX decides on the real one when it runs."""
+"""The GPU that converters believe in; TensorRT-RTX decides on the real one when it runs."""
 
 MEMORY_BYTES = 8 << 30
 
 
 def torch_tensorrt() -> Any:
-    """The module torch_tensorrt, which goes without a card from here on."""
+    """The module torch_tensorrt, which goes without a GPU from here on."""
     cuda: Any = torch.cuda
     cuda.get_device_capability = lambda *_, **__: CAPABILITY
     cuda.current_device = lambda: 0
@@ -29,7 +29,7 @@ def torch_tensorrt() -> Any:
         name = getattr(loaded, "__name__", "")
         if name.startswith("torch_tensorrt") and "to_torch_device" in vars(loaded):
             vars(loaded)["to_torch_device"] = lambda *_, **__: torch.device("cpu")
-    # The builder's engine is deserialised at once, which needs a card: its bytes are enough.
+    # The builder's engine is deserialised at once, which needs a GPU: its bytes are enough.
     from torch_tensorrt.dynamo.conversion import _TRTInterpreter
 
     _TRTInterpreter.trt.Runtime = _Runtime

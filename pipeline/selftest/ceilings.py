@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from kernels.arrays import Gpu, pinned_like, to_card, to_host
+from kernels.arrays import Gpu, pinned_like, to_gpu, to_host
 from pipeline.selftest.report import Row
 
 _ENOUGH_S = 0.002
@@ -78,7 +78,7 @@ class Ceilings:
     """Bytes a second, read and written together, of a copy inside the device's memory."""
     up: float = 0.0
     down: float = 0.0
-    """Bytes a second between page-locked host memory and the card, one way each."""
+    """Bytes a second between page-locked host memory and the GPU, one way each."""
     compute: dict[str, float] = field(default_factory=dict)
     """Operations a second by precision; a multiply and an add are two."""
 
@@ -101,13 +101,13 @@ def floor_of(
     return Floor(*max(floors)) if floors else Floor(None, "")
 
 
-def measure_copies_of_card(
+def measure_copies_of_gpu(
     gpu: Gpu, stopwatch: Stopwatch, ceilings: Ceilings, *, size: int
 ) -> list[Row]:
-    """To the card, on it and back, with bytes that must arrive as they were sent.
+    """To the GPU, on it and back, with bytes that must arrive as they were sent.
 
     Args:
-        size: bytes of a copy; many times a card's cache.
+        size: bytes of a copy; many times a GPU's cache.
     """
     with gpu.stream():
         first, second = gpu.xp.empty(size, np.uint8), gpu.xp.empty(size, np.uint8)
@@ -115,7 +115,7 @@ def measure_copies_of_card(
         sent[:] = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
         pageable = sent.copy()
 
-        up_ms = stopwatch.median_ms(lambda: to_card(sent, first))
+        up_ms = stopwatch.median_ms(lambda: to_gpu(sent, first))
         slow_ms = stopwatch.median_ms(lambda: gpu.xp.array(pageable))
         inside_ms = stopwatch.median_ms(lambda: gpu.xp.copyto(second, first))
         down_ms = stopwatch.median_ms(lambda: to_host(second, received))
@@ -123,10 +123,10 @@ def measure_copies_of_card(
     ceilings.memory = _per_second(2 * size, inside_ms)
     arrived = bool(np.array_equal(sent, received))
     return [
-        Row("copy host to card, page-locked", None, up_ms, note=_bandwidth(ceilings.up)),
-        Row("copy host to card, pageable", None, slow_ms, note=_speed(size, slow_ms)),
-        Row("copy card to host, page-locked", None, down_ms, note=_bandwidth(ceilings.down)),
-        Row("copy card to card", None, inside_ms, note=f"{_bandwidth(ceilings.memory)} r+w"),
+        Row("copy host to GPU, page-locked", None, up_ms, note=_bandwidth(ceilings.up)),
+        Row("copy host to GPU, pageable", None, slow_ms, note=_speed(size, slow_ms)),
+        Row("copy GPU to host, page-locked", None, down_ms, note=_bandwidth(ceilings.down)),
+        Row("copy GPU to GPU", None, inside_ms, note=f"{_bandwidth(ceilings.memory)} r+w"),
         Row("bytes arrive as they were sent", arrived, note=f"{size / 1e6:.0f} MB"),
     ]
 

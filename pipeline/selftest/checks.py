@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 from kernels.arrays import Gpu
+from kernels.checks.scenes import paint_people
 from kernels.decode import PUBLISHED, decode
-from kernels.scenes import paint_people
 from nets.checkpoints import Model
-from nets.engines import Engine, TorchEngine
+from nets.engines.engine import Engine
+from nets.engines.tensorrt import BUILD_AFTER, TensorRtEngine
+from nets.engines.torch import TorchEngine
 from nets.skeletons import Skeleton
-from nets.tensorrt_engine import BUILD_AFTER, TensorRtEngine
-from pipeline.card import LANES, Cards, CardSettings, Lane, Lanes
+from pipeline.gpu.stream_slots import STREAM_SLOTS, Gpus, GpuSettings, StreamSlot, StreamSlots
 from pipeline.inference import Inference
 from pipeline.messages import Poses
 from pipeline.poses import FindPoses
@@ -54,7 +55,7 @@ LIMITS = {
     "bf16": Limits(0.25, 2.0, 0.9),
 }
 """Measured with the default weights on the demo picture: fp32 2e-6 and no keypoint moved; fp16
-0.006 and one keypoint in 36 by 0.7 px; bf16 0.12 and one or two by 2 px. fp32 leaves room for cards
+0.006 and one keypoint in 36 by 0.7 px; bf16 0.12 and one or two by 2 px. fp32 leaves room for GPUs
 whose products are TF32, the others for weights with larger values."""
 
 
@@ -126,7 +127,7 @@ def outputs_row(name: str, maps: Any, case: Case, limits: Limits) -> Row:
 def build_row(name: str, engine: TensorRtEngine, images: torch.Tensor, longest_s: float) -> Row:
     """Meet the shape until TensorRT serves it, or says why it will not."""
     warnings = _Warnings()
-    logger = logging.getLogger("nets.tensorrt_engine")
+    logger = logging.getLogger("nets.engines.tensorrt")
     logger.addHandler(warnings)
     started = time.monotonic()
     try:
@@ -175,11 +176,11 @@ class Way:
     """preprocess -> inference -> poses of single frames, as the stages do it one after the other.
 
     Args:
-        cards: where preprocess and decode run; None: on the CPU.
+        GPUs: where preprocess and decode run; None: on the CPU.
     """
 
-    def __init__(self, case: Case, engine: Engine, *, cards: Cards | None) -> None:
-        self._preprocess: Preprocess = preprocess_stage(case.model, cards=cards)
+    def __init__(self, case: Case, engine: Engine, *, gpus: Gpus | None) -> None:
+        self._preprocess: Preprocess = preprocess_stage(case.model, gpus=gpus)
         self._inference = Inference(engine)
         self._find_poses = FindPoses(case.model.skeleton, case.decode)
         self._frame = case.frame
@@ -191,12 +192,14 @@ class Way:
         return poses
 
 
-def cards_of(model: Model, gpu: Gpu, device: torch.device) -> Cards:
-    """One card with its lanes, as a stream has it."""
-    settings = CardSettings(model.skeleton, model.mean, model.std, prefilter=True, flip_order=None)
-    streams = [_new_stream(device) for _ in range(LANES)]
-    lanes = Lanes([Lane(gpu, settings, stream) for stream in streams], give_up=lambda: None)
-    return Cards([lanes])
+def gpus_of(model: Model, gpu: Gpu, device: torch.device) -> Gpus:
+    """One GPU with its stream slots, as a stream has it."""
+    settings = GpuSettings(model.skeleton, model.mean, model.std, prefilter=True, flip_order=None)
+    streams = [_new_stream(device) for _ in range(STREAM_SLOTS)]
+    stream_slots = StreamSlots(
+        [StreamSlot(gpu, settings, stream) for stream in streams], give_up=lambda: None
+    )
+    return Gpus([stream_slots])
 
 
 def _new_stream(device: torch.device) -> Any:
@@ -204,10 +207,10 @@ def _new_stream(device: torch.device) -> Any:
     return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 
-def whole_way_row(case: Case, engine: Engine, stopwatch: Stopwatch, *, cards: Cards | None) -> Row:
+def whole_way_row(case: Case, engine: Engine, stopwatch: Stopwatch, *, gpus: Gpus | None) -> Row:
     """The demo picture's people, and how long one frame takes from its planes to poses."""
-    plainest = Way(case, TorchEngine(case.model, threads=None), cards=None)
-    way = Way(case, engine, cards=cards)
+    plainest = Way(case, TorchEngine(case.model, threads=None), gpus=None)
+    way = Way(case, engine, gpus=gpus)
     want, got = plainest(), way()
     px_of_net = float(case.frame.size[0]) / case.net_size[0]
     same, note = compare_people(got, want, limits=LIMITS[engine.precision], scale=px_of_net)

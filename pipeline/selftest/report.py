@@ -65,7 +65,7 @@ def guarded(name: str, check: Callable[[], Iterable[Row]]) -> Iterator[Row]:
     """The rows of a check. One that raises, whatever it raises, is a row that failed."""
     try:
         yield from check()
-    except Exception as error:  # a card has many ways to fail, and the other checks go on
+    except Exception as error:  # a GPU has many ways to fail, and the other checks go on
         lines = str(error).splitlines() or [""]
         kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
         yield Row(name, False, note=f"{kind}{lines[0]}")

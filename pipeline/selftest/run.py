@@ -1,10 +1,10 @@
 """`run_stream.py --selftest`: does everything work on this machine, and how near its limits?
 
-    card    kernels against their CPU twins, copies, products, engines, kernels' times, a frame
+    GPU    kernels against their CPU twins, copies, products, engines, kernels' times, a frame
     CPU     painted people, copies, products, engines, kernels' times, a frame
 
 One table; see docs/gpu.md for how to read it. This file says what is done and in which order; what
-a check is stands in kernels/twin_checks.py, checks.py and stages.py, how things are timed in
+a check is stands in kernels/checks/twin_checks.py, checks.py and stages.py, how things are timed in
 ceilings.py.
 """
 
@@ -24,24 +24,25 @@ from rich.console import Console
 from kernels import decode as decode_kernels
 from kernels import preprocess as preprocess_kernels
 from kernels.arrays import CudaGpu, Gpu
-from kernels.twin_checks import CHECKS, Check
+from kernels.checks.twin_checks import CHECKS, Check
 from nets.checkpoints import Model, load_model
-from nets.engines import Engine, load_engine
-from nets.openvino_engine import import_openvino
-from nets.tensorrt_engine import import_torch_tensorrt
+from nets.engines.engine import Engine
+from nets.engines.load import load_engine
+from nets.engines.openvino import import_openvino
+from nets.engines.tensorrt import import_torch_tensorrt
 from pipeline.network import DEFAULT_WEIGHTS
-from pipeline.progress import start_logging
+from pipeline.runtime.progress import start_logging
 from pipeline.selftest.ceilings import (
     Ceilings,
     Stopwatch,
-    measure_copies_of_card,
     measure_copies_of_cpu,
+    measure_copies_of_gpu,
     measure_products,
     timed,
 )
-from pipeline.selftest.checks import cards_of, engine_rows, painted_people_row, whole_way_row
+from pipeline.selftest.checks import engine_rows, gpus_of, painted_people_row, whole_way_row
 from pipeline.selftest.report import Report, Row, failures, guarded
-from pipeline.selftest.stages import Case, make_case, works_on_card, works_on_cpu
+from pipeline.selftest.stages import Case, make_case, works_on_cpu, works_on_gpu
 
 _KERNELS = {
     "preprocess.cu": "preprocess_float",
@@ -74,7 +75,7 @@ def run(*, device: str | None = None, weights: str | None = None) -> int:
     """Check this machine, print the table.
 
     Args:
-        device: cpu, cuda, cuda:<index>; None or auto: the first card there is, else the CPU.
+        device: cpu, cuda, cuda:<index>; None or auto: the first GPU there is, else the CPU.
         weights: a file; None: the weights in the box.
     Returns:
         The exit code: 0, or 1 where a check failed.
@@ -82,11 +83,11 @@ def run(*, device: str | None = None, weights: str | None = None) -> int:
         ValueError: no such device, or weights that cannot be used.
     """
     start_logging(quiet=True)
-    index = card_index(device or "auto", has_card=torch.cuda.is_available())
+    index = gpu_index(device or "auto", has_gpu=torch.cuda.is_available())
     gpu = None if index is None else CudaGpu(index)
     model = load_model(weights or DEFAULT_WEIGHTS)
     console = Console()
-    where = describe_cpu() if index is None else describe_card(index)
+    where = describe_cpu() if index is None else describe_gpu(index)
     for line in (where, describe_packages(), f"weights: {model.name}, input {model.input_size}"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     preprocess_kernels.warm_up()
@@ -98,14 +99,14 @@ def run(*, device: str | None = None, weights: str | None = None) -> int:
     return 1 if failures(report.rows) else 0
 
 
-def card_index(device: str, *, has_card: bool) -> int | None:
-    """Which card a user means; None: the CPU.
+def gpu_index(device: str, *, has_gpu: bool) -> int | None:
+    """Which GPU a user means; None: the CPU.
 
     Raises:
-        ValueError: neither a card's name nor the CPU's.
+        ValueError: neither a GPU's name nor the CPU's.
     """
     if device == "auto":
-        device = "cuda" if has_card else "cpu"
+        device = "cuda" if has_gpu else "cpu"
     kind, _, index = device.partition(":")
     if device == "cpu":
         return None
@@ -113,9 +114,9 @@ def card_index(device: str, *, has_card: bool) -> int | None:
         raise ValueError(
             f"--selftest checks one device: auto, cpu, cuda or cuda:<index>, got {device!r}"
         )
-    if not has_card and not torch.cuda.is_available():
+    if not has_gpu and not torch.cuda.is_available():
         CudaGpu(int(index or 0))  # says what is missing, where CuPy knows
-        raise ValueError(f"torch {torch.__version__} sees no card; install its build for CUDA")
+        raise ValueError(f"torch {torch.__version__} sees no GPU; install its build for CUDA")
     return int(index or 0)
 
 
@@ -146,23 +147,23 @@ def bench_of(model: Model, index: int | None, gpu: Gpu | None) -> Bench:
 def rows_of(bench: Bench) -> Iterator[Row]:
     """All rows of a device, in the order of the table."""
     if bench.gpu is not None:
-        yield from _rows_of_card(bench, bench.gpu)
+        yield from _rows_of_gpu(bench, bench.gpu)
     else:
         yield from _rows_of_cpu(bench)
 
 
-def _rows_of_card(bench: Bench, gpu: Gpu) -> Iterator[Row]:
+def _rows_of_gpu(bench: Bench, gpu: Gpu) -> Iterator[Row]:
     ceilings, watch = Ceilings(), bench.stopwatch
     yield from guarded("kernels compile", lambda: [compile_row(gpu)])
     for name, check in bench.checks.items():
         yield from guarded(f"equal to the CPU: {name}", partial(_twin_rows, name, check, gpu))
-    copies = partial(measure_copies_of_card, gpu, watch, ceilings, size=bench.copy_bytes)
+    copies = partial(measure_copies_of_gpu, gpu, watch, ceilings, size=bench.copy_bytes)
     yield from guarded("copies", copies)
     yield from guarded("matrix products", partial(_products, bench, ceilings, ("fp32", "fp16")))
 
     def stages() -> list[Row]:
         with gpu.stream():
-            return timed(works_on_card(bench.case, gpu, ceilings), watch)
+            return timed(works_on_gpu(bench.case, gpu, ceilings), watch)
 
     yield from guarded("stages", stages)
     yield from _network_rows(bench, ceilings, ("tensorrt", "torch"))
@@ -184,14 +185,14 @@ def _rows_of_cpu(bench: Bench) -> Iterator[Row]:
 
 def _network_rows(bench: Bench, ceilings: Ceilings, engines: tuple[str, ...]) -> Iterator[Row]:
     """Each engine alone, then a frame's whole way with it."""
-    cards = None
+    gpus = None
     if bench.gpu is not None:
-        cards = cards_of(bench.case.model, bench.gpu, bench.device)
+        gpus = gpus_of(bench.case.model, bench.gpu, bench.device)
     for name in engines:
         loaded: list[Engine] = []
         yield from guarded(f"engine {name}", partial(_engine_rows, bench, ceilings, name, loaded))
         for engine in loaded:
-            whole = partial(whole_way_row, bench.case, engine, bench.stopwatch, cards=cards)
+            whole = partial(whole_way_row, bench.case, engine, bench.stopwatch, gpus=gpus)
             yield from guarded(f"frame to poses, {name}", lambda whole=whole: [whole()])  # type: ignore[misc]
 
 
@@ -252,7 +253,7 @@ def _products(bench: Bench, ceilings: Ceilings, precisions: tuple[str, ...]) -> 
 # ---- what is here -------------------------------------------------------------------------------
 
 
-def describe_card(index: int) -> str:
+def describe_gpu(index: int) -> str:
     from cupy.cuda import runtime
 
     properties = torch.cuda.get_device_properties(index)

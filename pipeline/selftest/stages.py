@@ -1,4 +1,4 @@
-"""The stages of one frame as pieces of work to time: on a card, and on the CPU.
+"""The stages of one frame as pieces of work to time: on a GPU, and on the CPU.
 
     demo picture --preprocess--> .   painted maps --average, peaks--> --group--> --refine--> people
 
@@ -18,16 +18,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.arrays import Gpu
+from kernels.checks.scenes import Scene, paint_people
 from kernels.decode import DecodeSettings
 from kernels.gpu_decode import GpuDecoder, grouper, peak_finder
 from kernels.gpu_preprocess import GpuPreprocess, Picture
 from kernels.grouping import group_people
 from kernels.peaks import average_levels, peaks_of_maps
 from kernels.preprocess import net_from_image
-from kernels.scenes import Scene, paint_people
 from nets.aggregation import Maps
 from nets.checkpoints import Model
-from nets.engines import TorchEngine
+from nets.engines.torch import TorchEngine
 from pipeline.config import PosesConfig
 from pipeline.messages import Frame
 from pipeline.poses import decode_settings
@@ -102,8 +102,8 @@ def preprocess_stage(model: Model, **more: Any) -> Preprocess:
     )
 
 
-def works_on_card(case: Case, gpu: Gpu, ceilings: Ceilings) -> Works:
-    """Each kernel alone, its inputs on the card already; inside gpu.stream()."""
+def works_on_gpu(case: Case, gpu: Gpu, ceilings: Ceilings) -> Works:
+    """Each kernel alone, its inputs on the GPU already; inside gpu.stream()."""
     settings, asarray = case.decode, gpu.xp.asarray
     matrix = net_from_image(case.frame.size, case.net_size)
     planes = [asarray(plane) for plane in case.frame.planes]

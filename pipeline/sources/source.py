@@ -19,11 +19,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from common.redaction import redact
 from pipeline.messages import Frame, Region
-from pipeline.redaction import redact
-from pipeline.sources.av_video import Picture
-from pipeline.sources.source_state import SourceHealth, SourceStatus
+from pipeline.sources.status import SourceHealth, SourceStatus
 from pipeline.sources.timeline import EvenRate, RisingTime
+from pipeline.sources.video_reader import Picture
 
 _logger = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ class NumberedSource:
 
 
 def decoded_where(picture: Picture, settings: SourceSettings) -> str:
-    """For a log line: what became of the card that was to decode; "" where there was none."""
+    """For a log line: what became of the GPU that was to decode; "" where there was none."""
     if settings.device is None:
         return ""
     luma: Any = picture.planes[0]

@@ -244,7 +244,7 @@ void run_block(const Launch& launch, uint3 index, Random& random) {
     acquire(end_order);
 }
 
-// ---- limits that a card has too --------------------------------------------------------------------------
+// ---- limits that a GPU has too --------------------------------------------------------------------------
 
 bool check_limits(const Launch& launch) {
     const unsigned *grid = launch.grid, *size = launch.block;

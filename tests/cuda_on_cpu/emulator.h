@@ -8,9 +8,9 @@
 // have 32 lanes and are not in lockstep: what holds here holds under any legal interleaving of
 // whole stretches between barriers. Races inside such a stretch are found by ThreadSanitizer.
 //
-// Absent on purpose: functions that are approximate on a card (__expf, __fdividef, rsqrtf, ...),
+// Absent on purpose: functions that are approximate on a GPU (__expf, __fdividef, rsqrtf, ...),
 // those that sm_75 lacks (__reduce_add_sync, ...), __activemask, cooperative groups, textures.
-// Not as on a card: `(int)x` of a NaN or of a float beyond int; use __float2int_rn and its kin.
+// Not as on a GPU: `(int)x` of a NaN or of a float beyond int; use __float2int_rn and its kin.
 #pragma once
 #include <string.h>
 
@@ -163,7 +163,7 @@ inline int __all_sync(unsigned mask, int predicate, cuemu::Site site = cuemu::Si
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
-// ---- atomics: relaxed, as on a card; they order nothing else ----------------------------------------
+// ---- atomics: relaxed, as on a GPU; they order nothing else ----------------------------------------
 
 namespace cuemu {
 template <class T, class F> T update(T* place, F next) {
@@ -207,7 +207,7 @@ template <class T> T atomicCAS(T* p, cuemu::Same<T> expected, cuemu::Same<T> v) 
 
 using std::isfinite, std::isinf, std::isnan;
 
-template <class A, class B> auto min(A a, B b) {  // of floats: a NaN gives way, as on a card
+template <class A, class B> auto min(A a, B b) {  // of floats: a NaN gives way, as on a GPU
     using T = std::common_type_t<A, B>;
     if constexpr (std::is_floating_point_v<T>) return std::fmin((T)a, (T)b);
     else return (T)b < (T)a ? (T)b : (T)a;
@@ -225,7 +225,7 @@ template <class To, class From> To bits_as(From from) {
     memcpy(&to, &from, sizeof to);
     return to;
 }
-template <class Int, class Real> Int saturated(Real rounded) {  // a card clamps; NaN becomes 0
+template <class Int, class Real> Int saturated(Real rounded) {  // a GPU clamps; NaN becomes 0
     constexpr Int low = std::is_signed_v<Int> ? (Int)(1u << 31) : 0;
     constexpr Int high = (Int)~low;
     if (rounded != rounded) return 0;

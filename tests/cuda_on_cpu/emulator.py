@@ -98,7 +98,7 @@ class EmulatedGpu:
 
 
 class CpuRawModule:
-    """What cupy.RawModule is for a card: CUDA text in, functions that launch out.
+    """What cupy.RawModule is for a GPU: CUDA text in, functions that launch out.
 
     Args:
         code: CUDA C++ as emulator.h allows; kernels are `extern "C" __global__ void name(...)`.
@@ -118,7 +118,7 @@ class CpuRawModule:
         """`launch(grid, block, args, *, shared_mem=0)`.
 
         A launch raises TypeError for arguments that do not fit the kernel's parameters, and
-        RuntimeError for what a card would refuse or hang on (limits, divergent barriers, wrong
+        RuntimeError for what a GPU would refuse or hang on (limits, divergent barriers, wrong
         masks, deadlocks); the message names file and line.
         """
         try:
@@ -159,7 +159,7 @@ class _Launch(ctypes.Structure):
 
 
 class _DeviceNumpy:
-    """NumPy, but fresh memory holds 0xFF (NaN, -1): on a card it holds whatever it held."""
+    """NumPy, but fresh memory holds 0xFF (NaN, -1): on a GPU it holds whatever it held."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)

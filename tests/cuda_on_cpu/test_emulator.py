@@ -175,7 +175,7 @@ def test_half_is_rounded_as_numpy_does() -> None:
     assert np.array_equal(back, want.astype(np.float32))
 
 
-def test_numbers_as_a_card_has_them() -> None:
+def test_numbers_as_a_gpu_has_them() -> None:
     body = """
     float nan = nanf("");
     out[0] = min(nan, 2.f); out[1] = max(3.f, nan); out[2] = min(2, 5u); out[3] = max(1.5f, 2.5f);
@@ -196,7 +196,7 @@ def test_products_are_rounded_before_sums() -> None:
     assert out[1] == 0  # fused, the product's lost bits would remain
 
 
-# ---- notices what a card would refuse or hang on ------------------------------------------------
+# ---- notices what a GPU would refuse or hang on ------------------------------------------------
 
 HANGS = {
     "barrier in a branch": (

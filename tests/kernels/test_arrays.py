@@ -1,4 +1,4 @@
-"""Devices and arrays where there is no card: clear words, no failing import, no copies."""
+"""Devices and arrays where there is no GPU: clear words, no failing import, no copies."""
 
 import subprocess
 import sys
@@ -13,12 +13,11 @@ from kernels import arrays
 from kernels.arrays import CudaGpu, from_torch, to_torch, why_no_gpu
 from kernels.nvrtc import compile_cuda
 from tests.cuda_on_cpu.emulator import EmulatedGpu
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.support.places import ROOT
 
 
 def python(code: str) -> str:
-    """What a new interpreter prints that sees no card, whatever this machine has."""
+    """What a new interpreter prints that sees no GPU, whatever this machine has."""
     environment = {"CUDA_VISIBLE_DEVICES": "", "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
     command = [sys.executable, "-c", code]
     done = subprocess.run(
@@ -32,13 +31,13 @@ def test_importing_needs_neither_torch_nor_cupy() -> None:
     assert python(f"import sys, kernels.arrays; print(sorted({heavy}))") == "[]"
 
 
-def test_without_a_card_one_line_says_so() -> None:
+def test_without_a_gpu_one_line_says_so() -> None:
     lines = python(
         "from kernels.arrays import CudaGpu\n"
         "try:\n    CudaGpu(0)\nexcept ValueError as error:\n    print(error)"
     ).splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith("no NVIDIA card 0: CUDA answers cudaError")
+    assert lines[0].startswith("no NVIDIA GPU 0: CUDA answers cudaError")
     assert lines[0].endswith("; use --device cpu")
 
 
@@ -51,7 +50,7 @@ def test_without_cupy_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("index", [2, -1])
-def test_a_card_that_is_not_there(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_there(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
     import cupy
 
     monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", lambda: 2)
@@ -59,7 +58,7 @@ def test_a_card_that_is_not_there(index: int, monkeypatch: pytest.MonkeyPatch) -
     assert why_no_gpu(index) == "this machine has 2, numbered from 0"
 
 
-def test_cupy_gets_code_for_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cupy_gets_code_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     import cupy
 
     capability = SimpleNamespace(compute_capability="90")
@@ -96,8 +95,8 @@ def test_the_emulated_device_is_a_gpu() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(why_no_gpu() is not None, reason="no NVIDIA card")
-def test_a_card_works_on_torchs_stream() -> None:
+@pytest.mark.skipif(why_no_gpu() is not None, reason="no NVIDIA GPU")
+def test_a_gpu_works_on_torchs_stream() -> None:
     gpu = CudaGpu(0)
     tensor = torch.arange(6.0, device="cuda:0")
     mine = torch.cuda.Stream(0)  # type: ignore[no-untyped-call]

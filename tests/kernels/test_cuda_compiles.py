@@ -1,4 +1,4 @@
-"""Every CUDA file compiles for every card, within its means: see benchmarks/cuda_budget.py."""
+"""Every CUDA file compiles for every GPU, within its means: see benchmarks/cuda_budget.py."""
 
 import re
 

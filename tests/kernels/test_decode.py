@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from kernels import grouping, peaks
+from kernels.checks.scenes import Scene, paint_people
 from kernels.decode import PUBLISHED, DecodeSettings, decode, hide, warm_up
 from kernels.grouping import People
-from kernels.scenes import Scene, paint_people
 from nets.skeletons import COCO, CROWDPOSE
-from tests.kernels.reference_decode import decode_plain, refine_plain
+from tests.support.reference_decode import decode_plain, refine_plain
 
 CASES = [f"c{case:03d}" for case in range(6)]
 

@@ -18,7 +18,8 @@ from tests.cuda_on_cpu.emulator import (
     assert_clean,
     sanitizer_report,
 )
-from tests.kernels.grouping_cases import (
+from tests.kernels.test_grouping import random_peaks, sparse_peaks, tied_costs
+from tests.support.grouping_cases import (
     many_people,
     maps_on_device,
     on_device,
@@ -27,8 +28,7 @@ from tests.kernels.grouping_cases import (
     refined_people,
     small_batch,
 )
-from tests.kernels.reference_decode import full_size_heat, full_size_tags, raise_with_numpy
-from tests.kernels.test_grouping import random_peaks, sparse_peaks, tied_costs
+from tests.support.reference_decode import full_size_heat, full_size_tags, raise_with_numpy
 
 FloatArray = NDArray[np.float32]
 Size = tuple[int, int]

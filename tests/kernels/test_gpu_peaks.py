@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from kernels.checks.scenes import paint_people
 from kernels.gpu_peaks import TILE_SIDE, GpuPeakFinder, GpuPeaks
 from kernels.peaks import average_levels, peaks_of_maps
-from kernels.scenes import paint_people
 from tests.cuda_on_cpu.emulator import EmulatedGpu, Sanitizer, assert_clean, sanitizer_report
 
 FloatArray = NDArray[np.float32]

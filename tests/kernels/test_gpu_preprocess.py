@@ -3,7 +3,6 @@
 import itertools
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import twin_checks
+from kernels.checks import twin_checks
 from kernels.gpu_preprocess import GpuPreprocess, Picture
 from kernels.preprocess import net_from_image, network_size
 from pipeline.messages import Frame, Region
 from pipeline.preprocess import Preprocess, crop_of, cropped, lying_map
 from tests.cuda_on_cpu.emulator import EmulatedGpu, Sanitizer, assert_clean, sanitizer_report
+from tests.support.places import DATA
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CASES = json.loads((Path(__file__).parents[1] / "data" / "affine_cases.json").read_text())["cases"]
+CASES = json.loads((DATA / "affine_cases.json").read_text())["cases"]
 FORMATS = ["bgr24", "rgb24", "nv12", "yuv420p"]
 ROTATIONS = [0, 90, 180, 270]
 COLOURS = list(itertools.product(["bt601", "bt709"], [False, True]))

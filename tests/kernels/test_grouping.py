@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from kernels.grouping import People, _sum_in_numpy_order, group_people, munkres
 from kernels.peaks import Peaks, average_levels
-from tests.kernels.reference_decode import (
+from tests.support.reference_decode import (
     PlainPeaks,
     full_size_heat,
     full_size_tags,

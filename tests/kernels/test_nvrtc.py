@@ -1,4 +1,4 @@
-"""The CUDA text as compilers get it, and what NVRTC is told and answers, without a card."""
+"""The CUDA text as compilers get it, and what NVRTC is told and answers, without a GPU."""
 
 from pathlib import Path
 
@@ -74,13 +74,13 @@ def test_arithmetic_stays_as_written() -> None:
     assert b"ftz" not in ptx
 
 
-def test_a_card_gets_code_that_runs_on_it(folder: Path) -> None:
+def test_a_gpu_gets_code_that_runs_on_it(folder: Path) -> None:
     (folder / "k.cu").write_text(KERNEL.format("x[0] = 1;"))
-    for card, compiled_for in ((80, 80), (87, 87), (91, 90), (89, 89)):
-        compiled = compile_cuda("k.cu", architecture=card)
+    for gpu, compiled_for in ((80, 80), (87, 87), (91, 90), (89, 89)):
+        compiled = compile_cuda("k.cu", architecture=gpu)
         assert compiled.cubin.read_bytes()[:4] == b"\x7fELF"
         assert f"for 'sm_{compiled_for}'" in compiled.log
-    with pytest.raises(ValueError, match=r"not for a card of compute capability 6\.1"):
+    with pytest.raises(ValueError, match=r"not for a GPU of compute capability 6\.1"):
         compile_cuda("k.cu", architecture=61)
 
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from kernels.checks.scenes import paint_people
 from kernels.peaks import Peaks, average_levels, find_peaks
-from kernels.scenes import paint_people
-from tests.kernels.reference_decode import (
+from tests.support.reference_decode import (
     PlainPeaks,
     RaiseMaps,
     find_peaks_plain,

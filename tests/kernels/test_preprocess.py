@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import av
@@ -23,9 +22,10 @@ from kernels.preprocess import (
     preprocess,
     warm_up,
 )
+from tests.support.places import DATA
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CASES = json.loads((Path(__file__).parents[1] / "data" / "affine_cases.json").read_text())
+CASES = json.loads((DATA / "affine_cases.json").read_text())
 MATRICES = {"bt601": Colorspace.ITU601, "bt709": Colorspace.ITU709}
 RANGES = {True: ColorRange.JPEG, False: ColorRange.MPEG}
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT

@@ -1,7 +1,6 @@
 """Flip test, scales and stages: equal to the published code's outputs, and linear."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +18,11 @@ from nets.aggregation import (
     tag_ramp,
 )
 from nets.skeletons import COCO
+from tests.support.places import DATA
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CASES = dict(np.load(Path(__file__).parent.parent / "data" / "aggregate_cases.npz"))
+CASES = dict(np.load(DATA / "aggregate_cases.npz"))
 SCALES = {"g00": (1.0,), "g01": (1.0,), "g02": (2.0, 1.0, 0.5), "g03": (2.0, 1.0, 0.5)}
 
 

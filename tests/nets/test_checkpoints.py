@@ -27,10 +27,10 @@ from nets.checkpoints import (
 )
 from nets.named import flat
 from nets.skeletons import COCO, CROWDPOSE
+from tests.support.places import ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROOT = Path(__file__).parents[2]
 DEFAULT_WEIGHTS = ROOT / "weights" / "higher_mobile.safetensors"
 TINY: dict[str, Any] = {"width": 8, "modules": (1, 1, 1), "blocks": 1, "bottlenecks": 2}
 

@@ -1,7 +1,6 @@
 """HRNet and its published heads against a second definition: plain functions on official keys."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,14 +9,13 @@ from torch.nn import functional as F
 
 from nets.checkpoints import our_name, random_model
 from nets.hrnet import HRNet, HRNetSettings
+from tests.support.places import DATA
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Weights = dict[str, Tensor]
 
-OFFICIAL_KEYS = json.loads(
-    (Path(__file__).parent.parent / "data" / "net_w32_keys.json").read_text()
-)["keys"]
+OFFICIAL_KEYS = json.loads((DATA / "net_w32_keys.json").read_text())["keys"]
 
 
 def conv(w: Weights, conv_key: str, norm_key: str, x: Tensor, stride: int = 1) -> Tensor:

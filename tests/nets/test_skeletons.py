@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from nets.skeletons import COCO, CROWDPOSE, SKELETONS, Skeleton, skeleton_for
+from tests.support.places import ROOT
 
 
 @pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=lambda s: s.name)
@@ -46,5 +46,5 @@ def test_skeleton_is_found_by_its_number_of_keypoints() -> None:
 def test_skeletons_alone_do_not_import_torch() -> None:
     """A process that only draws or publishes needs no torch in memory."""
     code = "import sys, nets.skeletons; sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
     assert done.returncode == 0

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import ConfigError, StreamConfig, load_config
+from tests.support.places import ROOT
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 
 
 def test_defaults_need_no_file() -> None:

@@ -1,4 +1,4 @@
-"""Damaged files: frames, or one line that says why not; see tests/fuzz_files.py."""
+"""Damaged files: frames, or one line that says why not; see tests/support/fuzz_files.py."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.support.places import ROOT
 
 
 @pytest.mark.timeout(400)
 def test_a_damaged_file_gives_frames_or_one_clear_line(tmp_path: Path, fuzz_seconds: float) -> None:
-    command = [sys.executable, "-m", "tests.fuzz_files", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.support.fuzz_files", str(tmp_path)]
     done = subprocess.run(
         [*command, "--seconds", str(fuzz_seconds)],
         cwd=ROOT, capture_output=True, text=True, timeout=200 + 2 * fuzz_seconds, check=False,

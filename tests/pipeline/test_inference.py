@@ -6,7 +6,7 @@ import torch
 from nets.aggregation import Maps
 from pipeline.inference import Inference
 from pipeline.messages import Frame, NetInput
-from tests.painted import PaintReader, grid_people, paint
+from tests.support.painted import PaintReader, grid_people, paint
 
 
 def batch_of(pictures: list[np.ndarray]) -> NetInput:

@@ -22,16 +22,16 @@ import av
 import pytest
 import zmq
 
-from pipeline import queues
 from pipeline.config import ConfigError, SourceConfig, StreamConfig, load_config
-from pipeline.sources import source_set
+from pipeline.runtime import source_set
+from pipeline.runtime.queues import queue as queues
 from pipeline.sources.source import SourceError
 from pipeline.stream import Stream
-from tests import running_stream
-from tests.painted import painted_model
-from tests.running_stream import SeesNobody
+from tests.support import running_stream
+from tests.support.painted import painted_model
+from tests.support.places import ROOT
+from tests.support.running_stream import SeesNobody
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 30.0
 running = partial(running_stream.running, patience_seconds=PATIENCE_SECONDS)
 wait_until = partial(running_stream.wait_until, patience_seconds=PATIENCE_SECONDS)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline.sources.source import SourceError
-from tests.clips import SIZE, open_with, read, reading, wait_until, write_clip
-from tests.lossy_relay import LossyRelay
-from tests.rtsp_server import RtspServer, why_unavailable
+from tests.support.clips import SIZE, open_with, read, reading, wait_until, write_clip
+from tests.support.lossy_relay import LossyRelay
+from tests.support.rtsp_server import RtspServer, why_unavailable
 
 pytestmark = [
     pytest.mark.timeout(60),

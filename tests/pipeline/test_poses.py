@@ -10,8 +10,8 @@ from nets.skeletons import COCO
 from pipeline.config import load_config
 from pipeline.messages import NetOutput
 from pipeline.poses import FindPoses, decode_settings, to_picture
-from tests.painted import painted_model
-from tests.pipeline.queue_peer import make_frame
+from tests.support.painted import painted_model
+from tests.support.queue_peer import make_frame
 
 
 def test_keypoints_return_to_where_they_came_from() -> None:

@@ -11,13 +11,13 @@ import pytest
 
 from pipeline.config import ConfigError, StreamConfig, load_config
 from pipeline.messages import Poses
-from pipeline.overlay import drawn_picture
-from pipeline.page.page import Page
-from pipeline.page.page_viewers import View
+from pipeline.sinks.overlay import drawn_picture
+from pipeline.sinks.page.page import Page
+from pipeline.sinks.page.viewers import View
 from pipeline.stream import Stream, _draw, _sink_names
 from run_stream import _parser, _settings
-from tests.page_stand import COLOR_BGR, Stand, picture_of, serving, split_body
-from tests.painted import grid_people, paint, painted_model
+from tests.support.page_stand import COLOR_BGR, Stand, picture_of, serving, split_body
+from tests.support.painted import grid_people, paint, painted_model
 
 pytestmark = pytest.mark.timeout(90)
 SIZE = (256, 384)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from kernels.twin_checks import CHECKS
+from kernels.checks.twin_checks import CHECKS
 from nets.aggregation import Maps
 from pipeline.messages import Frame, Poses
 from pipeline.selftest import run as selftest
@@ -23,7 +22,7 @@ from pipeline.selftest.ceilings import (
     Ceilings,
     Stopwatch,
     floor_of,
-    measure_copies_of_card,
+    measure_copies_of_gpu,
 )
 from pipeline.selftest.checks import (
     LIMITS,
@@ -37,16 +36,16 @@ from pipeline.selftest.report import Report, Row, cells, failures, guarded, plai
 from pipeline.selftest.stages import Case, make_case
 from run_stream import main
 from tests.cuda_on_cpu.emulator import EmulatedGpu
-from tests.painted import grid_people, paint, painted_model
+from tests.support.painted import grid_people, paint, painted_model
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(240)
 QUICK = Stopwatch(seconds=0.0)
 
 
 @pytest.fixture
 def no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if it were not installed, on machines with a card, too."""
+    """As if it were not installed, on machines with a GPU, too."""
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
 
 
@@ -93,11 +92,11 @@ def test_a_report_shows_every_row(terminal: bool) -> None:
 def test_a_check_that_raises_is_a_row_that_failed() -> None:
     def check() -> Iterator[Row]:
         yield ROWS[0]
-        raise RuntimeError("the card is on fire\nand a traceback")
+        raise RuntimeError("the GPU is on fire\nand a traceback")
 
     assert list(guarded("fire", check)) == [
         ROWS[0],
-        Row("fire", False, note="RuntimeError: the card is on fire"),
+        Row("fire", False, note="RuntimeError: the GPU is on fire"),
     ]
 
 
@@ -150,11 +149,11 @@ def test_floors() -> None:
 
 def test_copies_must_arrive() -> None:
     gpu, ceilings = EmulatedGpu(), Ceilings()
-    rows = measure_copies_of_card(gpu, QUICK, ceilings, size=1 << 16)
+    rows = measure_copies_of_gpu(gpu, QUICK, ceilings, size=1 << 16)
     assert [row.passed for row in rows] == [None, None, None, None, True]
     assert min(ceilings.up, ceilings.down, ceilings.memory) > 0
     gpu.xp.copyto = lambda target, source: np.copyto(target, source // 2)
-    assert failures(measure_copies_of_card(gpu, QUICK, ceilings, size=1 << 16))
+    assert failures(measure_copies_of_gpu(gpu, QUICK, ceilings, size=1 << 16))
 
 
 def test_the_engine_floor_counts_multiplies_and_adds(case: Case) -> None:
@@ -271,7 +270,7 @@ class Building:
 
     def __call__(self, images: torch.Tensor) -> None:
         if self._complaint:
-            logging.getLogger("nets.tensorrt_engine").warning(self._complaint)
+            logging.getLogger("nets.engines.tensorrt").warning(self._complaint)
 
     def serves(self, shape: tuple[int, int, int]) -> bool:
         assert shape == (2, 64, 96)
@@ -310,7 +309,7 @@ def emulated(case: Case, gpu: EmulatedGpu) -> selftest.Bench:
 
 
 @pytest.mark.usefixtures("no_tensorrt")
-def test_every_row_of_a_card_on_the_emulator(case: Case) -> None:
+def test_every_row_of_a_gpu_on_the_emulator(case: Case) -> None:
     rows = list(selftest.rows_of(emulated(case, EmulatedGpu())))
     assert failures(rows) == []
     by_name = {row.check: row for row in rows}
@@ -371,12 +370,12 @@ def test_a_device_that_is_not_there_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    ("device", "has_card", "index"),
+    ("device", "has_gpu", "index"),
     [("auto", False, None), ("auto", True, 0), ("cuda", True, 0), ("cuda:3", True, 3)],
 )
-def test_which_device_is_meant(device: str, has_card: bool, index: int | None) -> None:
-    assert selftest.card_index(device, has_card=has_card) == index
-    assert selftest.card_index("cpu", has_card=has_card) is None
+def test_which_device_is_meant(device: str, has_gpu: bool, index: int | None) -> None:
+    assert selftest.gpu_index(device, has_gpu=has_gpu) == index
+    assert selftest.gpu_index("cpu", has_gpu=has_gpu) is None
 
 
 @pytest.mark.usefixtures("no_tensorrt")
@@ -387,7 +386,7 @@ def test_an_engine_that_is_not_installed_says_why() -> None:
     assert selftest.why_no_engine("torch") is None
 
 
-def test_a_card_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     from cupy.cuda import runtime
 
     properties = SimpleNamespace(name="NVIDIA L4", major=8, minor=9, total_memory=24 << 30)
@@ -398,12 +397,12 @@ def test_a_card_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
         "device: cuda:1, NVIDIA L4, compute capability 8.9, 24 GiB; driver up to CUDA 13.2, "
         "runtime 13.0"
     )
-    assert selftest.describe_card(1) == expected
+    assert selftest.describe_gpu(1) == expected
 
 
 @pytest.mark.gpu
 @pytest.mark.timeout(2000)  # TensorRT builds take minutes
-def test_this_card() -> None:
+def test_this_gpu() -> None:
     result = subprocess.run(
         [sys.executable, str(ROOT / "run_stream.py"), "--selftest", "--device", "cuda:0"],
         capture_output=True,

@@ -24,15 +24,15 @@ import pytest
 
 from benchmarks.soak_clients import ROOT, Fault
 from benchmarks.soak_verdicts import Limits, Record, Sample, SourceCount, judge
-from pipeline import queues
 from pipeline.config import StreamConfig, load_config
 from pipeline.messages import Poses
 from pipeline.poses import FindPoses
-from pipeline.recorder import JsonLines
-from pipeline.stats import SourceSnapshot
+from pipeline.runtime.queues import queue as queues
+from pipeline.runtime.stats import SourceSnapshot
+from pipeline.sinks.files import JsonLines
 from pipeline.stream import Stream
-from tests.painted import grid_people, paint, painted_model
-from tests.rtsp_server import why_unavailable
+from tests.support.painted import grid_people, paint, painted_model
+from tests.support.rtsp_server import why_unavailable
 
 SIZE = (192, 128)
 CLIP_FRAMES = 30

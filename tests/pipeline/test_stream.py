@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.config import ConfigError, StreamConfig, load_config
 from pipeline.stream import Stream, run
-from tests.painted import grid_people, paint, painted_model
+from tests.support.painted import grid_people, paint, painted_model
 
 SIZE = (256, 384)
 """Of every painted picture; the paint reader's input size, so only padding moves coordinates."""

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from nets.skeletons import COCO, CROWDPOSE
-from tests.painted import paint
-from tests.training.labelled import (
+from tests.support.labelled import (
     SIZE,
     StoreKind,
     annotation,
@@ -29,6 +28,7 @@ from tests.training.labelled import (
     write_set,
     write_store,
 )
+from tests.support.painted import paint
 from training.config import DatasetConfig
 from training.data import (
     ImageError,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nets.skeletons import COCO, CROWDPOSE
-from tests.training.labelled import (
+from tests.support.labelled import (
     annotation,
     coco_tree,
     people_of_picture,

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from nets import build_net
 from nets.aggregation import tag_ramp
 from nets.double_higher_net import DoubleHigherNetOutput
 from nets.higher_hrnet import HigherHRNetOutput
+from tests.support.places import DATA
 from training.config import LossConfig, TargetConfig
 from training.losses import (
     Losses,
@@ -28,7 +28,7 @@ from training.losses import (
 )
 from training.targets import draw_heatmaps, tag_index, target_plan
 
-CASES = dict(np.load(Path(__file__).parent.parent / "data" / "loss_cases.npz"))
+CASES = dict(np.load(DATA / "loss_cases.npz"))
 
 CLOSE = 2e-6
 """Relative. The published code sums in another order: 17 * 32 * 32 float32 terms added pairwise are

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nets import build_net
-from tests.training.tiny import TINY_NET
+from tests.support.tiny import TINY_NET
 from training.config import ConfigError, OptimiserConfig
 from training.optimiser import channel_sizes, make_optimiser, set_norms, set_rates
 

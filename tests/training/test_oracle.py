@@ -8,9 +8,9 @@ import pytest
 
 from kernels.decode import DecodeSettings
 from kernels.grouping import People
-from nets.engines import load_engine
+from nets.engines.load import load_engine
 from nets.skeletons import COCO
-from tests.painted import grid_people, paint, painted_model
+from tests.support.painted import grid_people, paint, painted_model
 from training.data import LabelledImage
 from training.oracle import predicted_peaks_grouped, true_keypoints_grouped
 from training.predict import PictureMaps, Predictor, PredictSettings

@@ -12,13 +12,13 @@ from kernels.decode import DecodeSettings
 from kernels.grouping import People
 from kernels.preprocess import network_size
 from nets.aggregation import Maps
-from nets.engines import load_engine
+from nets.engines.load import load_engine
 from nets.skeletons import COCO
 from pipeline.inference import Inference
 from pipeline.messages import Frame
 from pipeline.poses import FindPoses
 from pipeline.preprocess import Preprocess
-from tests.painted import grid_people, paint, painted_model
+from tests.support.painted import grid_people, paint, painted_model
 from training.data import ImageStore
 from training.predict import (
     STAGES,

@@ -1,7 +1,6 @@
 """Heatmaps and tag indices: equal to the published code's, to the formulas, and at every border."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,12 @@ from numpy.typing import NDArray
 from nets import build_net
 from nets.double_higher_net import DoubleHigherNetSettings
 from nets.higher_hrnet import HigherHRNetSettings
+from tests.support.places import DATA
 from training.config import TargetConfig
 from training.losses import heatmaps_of
 from training.targets import Plan, draw_heatmaps, tag_index, target_plan
 
-CASES = dict(np.load(Path(__file__).parent.parent / "data" / "target_cases.npz"))
+CASES = dict(np.load(DATA / "target_cases.npz"))
 
 Keypoints = NDArray[np.float64]
 

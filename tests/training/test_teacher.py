@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from nets.aggregation import Maps
 from nets.checkpoints import random_model, save_model
 from nets.skeletons import CROWDPOSE
-from tests.training.painted_set import write_set
-from tests.training.tiny import TINY_NET, tiny_config
+from tests.support.painted_set import write_set
+from tests.support.tiny import TINY_NET, tiny_config
 from training.config import ConfigError, TeacherConfig
 from training.examples import Batch
-from training.loop import train
 from training.targets import Plan
 from training.teacher import Teacher, taught
+from training.trainer import train
 
 pytestmark = pytest.mark.timeout(100)
 SIDE = 64

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.places import ROOT
 from training.config import ConfigError, checked_recipe, load_recipe
 
-ROOT = Path(__file__).resolve().parents[2]
 LEAST = {"net": "higher_hrnet_w32", "data": {"train": [{"annotations": "a.json"}]}}
 
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.config import SourceConfig
 from pipeline.messages import Region
 from pipeline.sources.source import SourceSettings, region_of
-from tests.clips import number_of, open_with, patches, read, reading, wait_until, write_clip
+from tests.support.clips import number_of, open_with, patches, read, reading, wait_until, write_clip
 
 
 @pytest.mark.timeout(30)

@@ -1,0 +1,1 @@
+"""What runs a network fast: torch, OpenVINO or TensorRT behind one call. See load.py."""

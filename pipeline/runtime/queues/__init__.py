@@ -1,0 +1,1 @@
+"""Queues between stages: two ZeroMQ sockets and credit."""

@@ -1,0 +1,325 @@
+"""Poses written to files: JSON lines, a folder of OpenPose JSON, COCO keypoint results.
+
+Each is a sink: called with every Poses, closed once the stream has ended, failed or been stopped.
+What has been written is readable at any moment, also after a kill. Files change with the first
+Poses, and what an earlier run wrote about live sources, which cannot be played again, is kept.
+Knows nothing of pictures.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import sys
+import time
+from collections import Counter
+from io import FileIO, RawIOBase
+from pathlib import Path
+from typing import Any
+
+from pipeline.messages import Frame, Poses
+from pipeline.sinks.outputs import (
+    Claim,
+    Claims,
+    OutputNames,
+    check_output_file,
+    check_output_folder,
+    file_word,
+    holds_something,
+    timed_path,
+)
+from pipeline.sinks.schema import (
+    encode_json,
+    new_session,
+    pose_message,
+    rounded_keypoints,
+)
+
+_log = logging.getLogger(__name__)
+
+_CALM_SECONDS = 10.0  # without a failure, before a file counts as writable again
+
+
+class JsonLines:
+    """One `pose/1` message a line (docs/schema.md), flushed line by line; all sources together."""
+
+    def __init__(self, path: str, *, session: str | None = None, live: bool = False) -> None:
+        """Claim the file; it changes with the first message.
+
+        Args:
+            path: a file, or `-` for standard output.
+            session: shared with other sinks of this run; by default a new one.
+            live: some source is: lines are added to those that are there, not put in their place.
+        Raises:
+            ValueError: the file cannot be written, or is by another stream.
+        """
+        self._session = session or new_session()
+        self._num_messages: Counter[str] = Counter()
+        self._file = None if path == "-" else _LineFile(Path(path), keep=live)
+
+    def __call__(self, poses: Poses) -> None:
+        source = poses.frame.source
+        message = pose_message(poses, session=self._session, seq=self._num_messages[source])
+        self._num_messages[source] += 1
+        line = encode_json(message) + b"\n"
+        if self._file is not None:
+            self._file.write(line)
+        else:
+            sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class _LineFile:
+    """A file of whole lines. A line that finds no room is missing, and the stream goes on."""
+
+    def __init__(self, path: Path, *, keep: bool) -> None:
+        """Claim the file; with keep what is in it stays."""
+        check_output_file(path)
+        self._path = path
+        self._keep = keep
+        self._claim = Claim(path)
+        self._file: RawIOBase | None = None
+        self._size = 0
+        self._num_missing = 0
+        self._failed_at: float | None = None  # until it is told that it works again
+
+    def write(self, line: bytes) -> None:
+        """In one write, so that a reader sees it whole or not at all."""
+        try:
+            file = self._file = self._file or self._open()
+            written = file.write(line) or 0
+            if written < len(line):
+                os.truncate(self._path, self._size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._size += written
+        except OSError as error:
+            self._note_failure(error)
+        else:
+            self._note_success()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._claim.close()
+
+    def _open(self) -> RawIOBase:
+        is_spoilt = self._keep and not _ends_with_a_line(self._path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if self._keep else os.O_TRUNC)
+        file = FileIO(os.open(self._path, flags, 0o666), "ab")
+        if is_spoilt:
+            file.write(b"\n")
+        self._size = os.fstat(file.fileno()).st_size
+        return file
+
+    def _note_failure(self, error: OSError) -> None:
+        self._num_missing += 1
+        if self._failed_at is None:
+            _log.warning(
+                "%s: cannot be written: %s; the stream goes on, lines are missing until this is "
+                "over",
+                self._path,
+                error.strerror or error,
+            )
+        self._failed_at = time.monotonic()
+
+    def _note_success(self) -> None:
+        if self._failed_at is not None and time.monotonic() >= self._failed_at + _CALM_SECONDS:
+            _log.warning(
+                "%s: can be written again; %d lines are missing", self._path, self._num_missing
+            )
+            self._failed_at = None
+
+
+def _ends_with_a_line(path: Path) -> bool:
+    """False where the machine died in the last line of an earlier run."""
+    if not holds_something(path):
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+class OpenPoseFolder:
+    """One file a frame in OpenPose's layout, version 1.3.
+
+    A frame of a video is `<source>_<12-digit index>_keypoints.json`, a picture of a folder
+    `<file name>_<12-digit index>_keypoints.json`. Keypoints are flat (x, y, score, ...) in the
+    order of this project's skeleton (COCO-17: nose first, see docs/schema.md), not in BODY_25's.
+    """
+
+    def __init__(self, folder: Path, *, per_source: bool = False, live: bool = False) -> None:
+        """Check the folder; it is made with the first frame.
+
+        Args:
+            folder: must not hold the results of an earlier run, or the two would be mixed.
+            per_source: every source gets a folder of its own in it.
+            live: some source is: beside a folder that holds results a new one is made, the UTC time
+                in its name, so that a stream that is started again goes on.
+        Raises:
+            ValueError: the folder cannot be made or written, or holds results.
+        """
+        self._folder = folder
+        self._per_source = per_source
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file; OpenPose JSON needs a folder")
+        check_output_folder(folder if folder.exists() else folder.parent)
+        if next(folder.rglob("*_keypoints.json"), None) is None:
+            return
+        if not live:
+            raise ValueError(
+                f"folder {folder} holds the keypoints of an earlier run; remove them or choose "
+                "another folder"
+            )
+        self._folder = _beside(folder)
+
+    def __call__(self, poses: Poses) -> None:
+        frame = poses.frame
+        source = file_word(frame.source)
+        folder = self._folder / source if self._per_source else self._folder
+        folder.mkdir(parents=True, exist_ok=True)
+        name = Path(frame.image_name).stem if frame.image_name else source
+        path = folder / f"{name}_{frame.index:012d}_keypoints.json"
+        # Made under another name, then renamed: whoever watches the folder sees whole files only.
+        unfinished = path.with_suffix(".part")
+        unfinished.write_bytes(encode_json(_openpose(poses)))
+        unfinished.replace(path)
+
+    def close(self) -> None:
+        """Nothing is left open: every file was finished when it was written."""
+
+
+_OPENPOSE_ABSENT = (
+    "face_keypoints_2d",
+    "hand_left_keypoints_2d",
+    "hand_right_keypoints_2d",
+    "pose_keypoints_3d",
+    "face_keypoints_3d",
+    "hand_left_keypoints_3d",
+    "hand_right_keypoints_3d",
+)
+"""OpenPose writes them always, and its readers expect them; empty means not asked for."""
+
+
+def _openpose(poses: Poses) -> dict[str, Any]:
+    absent: dict[str, list[float]] = {key: [] for key in _OPENPOSE_ABSENT}
+    keypoints = rounded_keypoints(poses.keypoints, pixel_digits=3)
+    people = [
+        {"person_id": [identity], "pose_keypoints_2d": _flat(person), **absent}
+        for identity, person in zip(poses.ids.tolist(), keypoints, strict=True)
+    ]
+    return {"version": 1.3, "people": people}
+
+
+class CocoResults:
+    """A list of COCO keypoint results, valid JSON at every moment.
+
+    Each frame's people replace the closing bracket, and bring a new one, in a single write. So a
+    killed stream leaves a list of whole frames (unless it is killed inside that one write).
+    """
+
+    def __init__(self, path: Path, *, per_source: bool = False, live: bool = False) -> None:
+        """Claim the file; it is emptied with the first frame.
+
+        Args:
+            path: one file, .json.
+            per_source: every source gets its own file, its name before the suffix; image ids of
+                several sources in one list could not be told apart.
+            live: some source is: a file that is there stays, and the new one has the UTC time in
+                its name.
+        Raises:
+            ValueError: the file cannot be written, or is by another stream.
+        """
+        check_output_file(path, suffixes=(".json",))
+        self._names = OutputNames(path, per_source=per_source)
+        self._live = live
+        self._lists: dict[str, _JsonList] = {}
+        self._claims = Claims()
+        if not per_source:
+            self._claims.take(path)
+
+    def __call__(self, poses: Poses) -> None:
+        source = poses.frame.source
+        if source not in self._lists:
+            self._lists[source] = self._begin(self._names.for_source(source))
+        self._lists[source].extend(_coco_rows(poses))
+
+    def forget_source(self, name: str) -> None:
+        """Finish the list of a source that has gone; should it come back, it gets another."""
+        rows = self._lists.pop(name, None)
+        self._names.forget_source(name)
+        if rows is not None:
+            rows.close()
+
+    def close(self) -> None:
+        for rows in self._lists.values():
+            rows.close()
+        self._claims.close()
+
+    def _begin(self, path: Path) -> _JsonList:
+        self._claims.take(path)
+        return _JsonList(_beside(path) if self._live and holds_something(path) else path)
+
+
+def _beside(path: Path) -> Path:
+    """Where to write, so that what is at the path stays."""
+    free = timed_path(path, time.time())
+    _log.info("%s holds the poses of an earlier run and is kept; these go to %s", path, free)
+    return free
+
+
+class _JsonList:
+    """A JSON list in a file that grows at its end."""
+
+    _END = b"\n]\n"
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=0)
+        self._file.write(b"[" + self._END)
+        self._end = 1  # where the closing bracket's line begins
+        self._separator = b"\n"
+
+    def extend(self, rows: list[dict[str, Any]]) -> None:
+        if not rows:
+            return
+        text = self._separator + b",\n".join(encode_json(row) for row in rows)
+        self._separator = b",\n"
+        tail = text + self._END
+        written = os.pwrite(self._file.fileno(), tail, self._end)
+        if written < len(tail):  # a disk that is nearly full takes a part
+            os.pwrite(self._file.fileno(), self._END, self._end)
+            os.ftruncate(self._file.fileno(), self._end + len(self._END))
+            raise OSError(f"{self._file.name}: disk full after {self._end} bytes")
+        self._end += len(text)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _coco_rows(poses: Poses) -> list[dict[str, Any]]:
+    image_id = coco_image_id(poses.frame)
+    keypoints = rounded_keypoints(poses.keypoints, pixel_digits=2)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": 1,
+            "keypoints": _flat(person),
+            "score": round(score, 6),
+        }
+        for person, score in zip(keypoints, poses.scores.tolist(), strict=True)
+    ]
+
+
+def coco_image_id(frame: Frame) -> int:
+    """The last number in the picture's name (000000397133.jpg is 397133), else the frame index."""
+    numbers = re.findall(r"\d+", Path(frame.image_name).stem)
+    return int(numbers[-1]) if numbers else frame.index
+
+
+def _flat(person: list[list[float]]) -> list[float]:
+    return [number for keypoint in person for number in keypoint]

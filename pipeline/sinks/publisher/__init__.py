@@ -1,0 +1,1 @@
+"""Poses published over ZeroMQ: the sockets, who may subscribe, and what subscribers missed."""

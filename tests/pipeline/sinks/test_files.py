@@ -1,0 +1,294 @@
+"""Files of poses: what is in them, and that they can be read at any moment."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+from benchmarks.people import crowd, poses_of
+from pipeline.sinks.files import CocoResults, JsonLines, OpenPoseFolder, coco_image_id
+from tests.support.places import ROOT
+
+SIZE = (720, 1280)
+
+
+def schema() -> jsonschema.Draft202012Validator:
+    text = (ROOT / "docs" / "pose-1.schema.json").read_text(encoding="utf-8")
+    return jsonschema.Draft202012Validator(json.loads(text))
+
+
+def test_json_lines_hold_one_message_a_frame_and_count_each_stream(tmp_path: Path) -> None:
+    path = tmp_path / "poses.jsonl"
+    sink = JsonLines(str(path), session="s")
+    for i in range(4):
+        for source in ("a", "b"):
+            sink(poses_of(crowd(i, SIZE), source=source, index=2 * i))
+        # A line is there as soon as it was written.
+        assert len(path.read_bytes().splitlines()) == 2 * i + 2
+    sink.close()
+    sink.close()
+    messages = [json.loads(line) for line in path.read_text().splitlines()]
+    for message in messages:
+        schema().validate(message)
+    of_b = [message for message in messages if message["stream"] == "b"]
+    assert [message["seq"] for message in of_b] == [0, 1, 2, 3]
+    assert [message["frame"] for message in of_b] == [0, 2, 4, 6]
+    assert [len(message["people"]) for message in of_b] == [0, 1, 2, 3]
+    assert {message["session"] for message in messages} == {"s"}
+
+
+def test_json_lines_go_on_past_a_full_disk_with_whole_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on files stops a write in the middle, as a disk does."""
+    monkeypatch.setattr("pipeline.sinks.files._CALM_SECONDS", 0.0)
+    path = tmp_path / "poses.jsonl"
+    sink = JsonLines(str(path), session="s")
+    sink(poses_of(crowd(2, SIZE)))
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, unlimited[1]))
+    try:
+        for _ in range(3):
+            sink(poses_of(crowd(2, SIZE)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    for _ in range(2):
+        sink(poses_of(crowd(2, SIZE)))
+    sink.close()
+    messages = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert [message["seq"] for message in messages] == [0, 4, 5]
+    failed, again = caplog.messages
+    assert "poses.jsonl: cannot be written: " in failed
+    assert "can be written again; 3 lines are missing" in again
+
+
+def test_json_lines_on_standard_output(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    sink = JsonLines("-")
+    sink(poses_of(crowd(2, SIZE)))
+    sink.close()
+    schema().validate(json.loads(capfdbinary.readouterr().out))
+    print("standard output is still open")
+
+
+def test_openpose_files_are_named_and_laid_out_as_its_readers_expect(tmp_path: Path) -> None:
+    folder = tmp_path / "openpose"
+    sink = OpenPoseFolder(folder)
+    people = crowd(2, SIZE)
+    sink(poses_of(people, source="clip", index=12, ids=np.array([-1, 4])))
+    sink(poses_of(people[:0], source="clip", index=13))
+    sink(poses_of(people, source="photos", index=1, image_name="beach.jpg"))
+    sink.close()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "beach_000000000001_keypoints.json",
+        "clip_000000000012_keypoints.json",
+        "clip_000000000013_keypoints.json",
+    ]
+    written = json.loads((folder / "clip_000000000012_keypoints.json").read_text())
+    assert written["version"] == 1.3
+    assert [person["person_id"] for person in written["people"]] == [[-1], [4]]
+    for person, truth in zip(written["people"], people, strict=True):
+        flat = np.array(person["pose_keypoints_2d"])
+        assert flat.shape == (51,)
+        np.testing.assert_allclose(flat.reshape(17, 3), truth, atol=6e-4)
+        assert person["face_keypoints_2d"] == []
+    empty = json.loads((folder / "clip_000000000013_keypoints.json").read_text())
+    assert empty["people"] == []
+
+
+def test_openpose_gives_every_source_a_folder_and_never_mixes_two_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "openpose"
+    sink = OpenPoseFolder(folder, per_source=True)
+    for source in ("a", "b"):
+        sink(poses_of(crowd(1, SIZE), source=source, image_name="1.jpg"))
+    assert len(list(folder.glob("[ab]/1_000000000000_keypoints.json"))) == 2
+    with pytest.raises(ValueError, match="earlier run"):
+        OpenPoseFolder(folder)
+
+
+def test_coco_results_are_valid_json_after_every_frame(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    sink = CocoResults(path)
+    total = 0
+    for index, num_people in enumerate([0, 2, 0, 1, 3]):
+        sink(poses_of(crowd(num_people, SIZE, seed=index), index=index))
+        total += num_people
+        assert len(json.loads(path.read_text())) == total
+    sink.close()
+    sink.close()
+    rows = json.loads(path.read_text())
+    assert [row["image_id"] for row in rows] == [1, 1, 3, 4, 4, 4]
+    truth = crowd(1, SIZE, seed=3)
+    assert {row["category_id"] for row in rows} == {1}
+    np.testing.assert_allclose(np.array(rows[2]["keypoints"]).reshape(17, 3), truth[0], atol=6e-3)
+    assert rows[2]["score"] == pytest.approx(truth[0, :, 2].mean(), abs=1e-5)
+
+
+def test_coco_results_of_several_sources_go_to_several_files(tmp_path: Path) -> None:
+    sink = CocoResults(tmp_path / "results.json", per_source=True)
+    for source in ("a", "b"):
+        sink(poses_of(crowd(2, SIZE), source=source))
+    sink.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results-a.json", "results-b.json"]
+    assert len(json.loads((tmp_path / "results-b.json").read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "image_id"),
+    [
+        ("000000397133.jpg", 397133),
+        ("COCO_val2014_000000000042.jpg", 42),
+        ("frame7_left.png", 7),
+        ("beach.jpg", 3),
+        ("", 3),
+    ],
+)
+def test_a_coco_image_id_is_the_last_number_of_the_name_else_the_index(
+    name: str, image_id: int
+) -> None:
+    assert coco_image_id(poses_of(crowd(0, SIZE), index=3, image_name=name).frame) == image_id
+
+
+def write_one(folder: Path, *, live: bool) -> None:
+    """A run of one frame with one person, into all kinds of files."""
+    sinks: list[JsonLines | OpenPoseFolder | CocoResults] = [
+        JsonLines(str(folder / "poses.jsonl"), live=live),
+        OpenPoseFolder(folder / "openpose", live=live),
+        CocoResults(folder / "results.json", live=live),
+    ]
+    for sink in sinks:
+        sink(poses_of(crowd(1, SIZE), live=live))
+        sink.close()
+
+
+def test_a_live_stream_started_again_keeps_what_it_wrote_before(tmp_path: Path) -> None:
+    for _ in range(2):
+        write_one(tmp_path, live=True)
+    with (tmp_path / "poses.jsonl").open("ab") as file:
+        file.write(b'{"schema": "po')  # where a disk was full
+    write_one(tmp_path, live=True)
+    lines = (tmp_path / "poses.jsonl").read_text().splitlines()
+    assert [line[:14] for line in lines].count('{"schema": "po') == 1
+    sessions = {json.loads(line)["session"] for line in (lines[0], lines[1], lines[3])}
+    assert len(sessions) == 3
+    assert len(list(tmp_path.glob("results*.json"))) == 3
+    assert len(list(tmp_path.glob("openpose*/*.json"))) == 3
+
+
+def test_of_files_that_can_be_played_again_the_last_run_is_kept(tmp_path: Path) -> None:
+    write_one(tmp_path, live=False)
+    (tmp_path / "openpose").rename(tmp_path / "before")
+    write_one(tmp_path, live=False)
+    assert len((tmp_path / "poses.jsonl").read_text().splitlines()) == 1
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 1
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_nothing_changes_before_the_first_frame(tmp_path: Path) -> None:
+    old = [tmp_path / "poses.jsonl", tmp_path / "results.json"]
+    for path in old:
+        path.write_text("old\n")
+    for name in ("poses", "new"):
+        sinks: list[JsonLines | OpenPoseFolder | CocoResults] = [
+            JsonLines(str(tmp_path / f"{name}.jsonl")),
+            OpenPoseFolder(tmp_path / name),
+            CocoResults(tmp_path / ("results.json" if name == "poses" else "new.json")),
+        ]
+        for sink in sinks:
+            sink.close()
+    assert sorted(tmp_path.iterdir()) == sorted(old)
+    assert [path.read_text() for path in old] == ["old\n", "old\n"]
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from benchmarks.people import crowd, poses_of
+from pipeline.sinks.files import CocoResults
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+sink = CocoResults(Path(sys.argv[1]))
+try:
+    for i in range(1000):
+        sink(poses_of(crowd(3, (720, 1280)), index=i))
+except OSError as error:
+    print("stopped:", error)
+sink.close()
+"""
+
+
+def test_coco_results_stay_valid_when_the_disk_is_full(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)], cwd=ROOT, capture_output=True, check=True
+    )
+    assert done.stdout.startswith(b"stopped:"), done
+    rows = json.loads(path.read_text())
+    assert 15 < len(rows) < 60
+    assert len(rows) % 3 == 0, "half a frame was left"
+
+
+ENDLESS = """
+import sys
+from pathlib import Path
+from benchmarks.people import crowd, poses_of
+from pipeline.sinks.files import CocoResults, JsonLines, OpenPoseFolder
+
+folder = Path(sys.argv[1])
+sinks = [
+    JsonLines(str(folder / "poses.jsonl")),
+    OpenPoseFolder(folder / "openpose"),
+    CocoResults(folder / "results.json"),
+]
+people = crowd(3, (720, 1280))
+index = 0
+while True:
+    poses = poses_of(people, index=index)
+    for sink in sinks:
+        sink(poses)
+    index += 1
+    if index == 50:
+        print("go on", flush=True)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_what_was_written_is_readable_after_a_kill(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"go on\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    lines = [json.loads(line) for line in (tmp_path / "poses.jsonl").read_text().splitlines()]
+    files = [json.loads(p.read_text()) for p in (tmp_path / "openpose").glob("*.json")]
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert min(len(lines), len(files), len(rows) // 3) >= 50
+    assert max(len(lines), len(files), len(rows) // 3) - min(len(lines), len(rows) // 3) <= 1
+
+
+def test_paths_that_cannot_be_written_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refusals: list[Callable[[], object]] = [
+        lambda: JsonLines(str(tmp_path / "nowhere" / "a.jsonl")),
+        lambda: JsonLines(str(tmp_path)),
+        lambda: JsonLines("/proc/a.jsonl"),
+        lambda: OpenPoseFolder(tmp_path / "file"),
+        lambda: OpenPoseFolder(tmp_path / "nowhere" / "deeper"),
+        lambda: CocoResults(tmp_path / "results.txt"),
+        lambda: CocoResults(tmp_path / "nowhere" / "a.json"),
+    ]
+    for refused in refusals:
+        with pytest.raises(ValueError, match=r"^\S.*") as refusal:
+            refused()
+        assert "\n" not in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,272 @@
+"""Video and image files: every frame once, upright, in its colours; and what is broken."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.sources.open import open_source
+from pipeline.sources.source import SourceError
+from tests.support.clips import (
+    SIZE,
+    grey,
+    number_of,
+    open_with,
+    patches,
+    read,
+    read_cut_off,
+    write_clip,
+    written,
+)
+
+
+def test_a_file_gives_every_frame_once_in_order(clip: Path) -> None:
+    source = open_with(clip)
+    assert (source.name, source.live, source.num_frames, source.fps) == ("walk", False, 30, 25.0)
+    states: list[str] = [source.status.state]
+    before = time.monotonic_ns()
+    frames = list(source.frames())
+    assert [frame.index for frame in frames] == list(range(30))
+    assert [number_of(frame) for frame in frames] == list(range(30))
+    assert [frame.pts_seconds for frame in frames] == pytest.approx(np.arange(30) / 25)
+    captured = [frame.captured_ns for frame in frames]
+    assert captured == sorted(captured)
+    assert before <= captured[0] <= captured[-1] <= time.monotonic_ns()
+    assert frames[0].captured_unix_s == pytest.approx(time.time(), abs=60)
+    assert {(frame.source, frame.size, frame.live) for frame in frames} == {("walk", SIZE, False)}
+    assert [*states, source.status.state] == ["connecting", "ended"]
+
+
+def test_a_files_name_may_hold_anything(clip: Path) -> None:
+    odd = clip.rename(clip.with_name("door: 12%03d @night #2.mp4"))
+    source = open_with(odd)
+    assert source.name == "door: 12%03d @night #2"
+    assert len(list(source.frames())) == 30
+
+
+def test_a_title_that_is_no_utf8_costs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "title.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Tuer"
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width = SIZE
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(grey(0), format="bgr24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    assert data.count(b"Tuer") == 1
+    latin1 = written(path, data.replace(b"Tuer", "Tür ".encode("latin-1")))
+    assert len(read(latin1)) == 1
+
+
+def test_planes_are_views_that_outlive_the_container(clip: Path) -> None:
+    frames = read(clip)
+    kept = [plane.copy() for plane in frames[3].planes]
+    read(clip)  # others use the decoder's memory meanwhile
+    for plane, was in zip(frames[3].planes, kept, strict=True):
+        assert plane.base is not None
+        np.testing.assert_array_equal(plane, was)
+
+
+@pytest.mark.parametrize("turn", [90, -90, 180])
+def test_rotation_stands_upright_as_opencv_turns_it(tmp_path: Path, turn: int) -> None:
+    path = write_clip(tmp_path / "phone.mp4", [patches()] * 3, rotation=turn)
+    frame = read(path)[0]
+    captured, upright = cv2.VideoCapture(str(path)).read()
+    assert captured
+    assert frame.size == upright.shape[:2]
+    assert frame.rotation != 0
+    assert np.abs(frame.to_host().astype(int) - upright).mean() < 4
+
+
+def test_a_crooked_rotation_is_taken_for_the_nearest_quarter_turn(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "crooked.mp4", [patches()], rotation=-80)
+    assert read(path)[0].rotation == 90
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixel_format", "suffix", "carried"),
+    [
+        ("libx264", "yuv420p", "mp4", "yuv420p"),
+        ("libx264", "yuv422p", "mp4", "yuv420p"),
+        ("libx264", "yuv444p", "mp4", "yuv420p"),
+        ("libx264", "yuv420p10le", "mp4", "yuv420p"),
+        ("libx264", "yuvj420p", "mp4", "yuv420p"),
+        ("mjpeg", "yuvj420p", "avi", "yuv420p"),
+        ("mjpeg", "yuvj422p", "avi", "yuv420p"),
+        ("rawvideo", "nv12", "nut", "nv12"),
+        ("rawvideo", "bgr24", "nut", "bgr24"),
+        ("rawvideo", "rgb24", "nut", "rgb24"),
+        ("png", "rgb24", "avi", "rgb24"),
+        ("libx264rgb", "bgr24", "mp4", "bgr24"),
+    ],
+)
+def test_every_pixel_format_shows_the_same_colours(
+    tmp_path: Path, codec: str, pixel_format: str, suffix: str, carried: str
+) -> None:
+    path = tmp_path / f"colours.{suffix}"
+    write_clip(path, [patches()] * 2, codec=codec, pixel_format=pixel_format)
+    frames = read(path)
+    assert len(frames) == 2
+    assert frames[1].pixel_format == carried
+    if carried == "yuv420p":
+        assert frames[1].full_range == pixel_format.startswith("yuvj")
+    difference = np.abs(frames[1].to_host().astype(int) - patches())
+    assert difference.mean() < 3
+
+
+def test_grey_video_keeps_its_brightness(tmp_path: Path) -> None:
+    path = tmp_path / "grey.nut"
+    write_clip(path, [grey(0), grey(30)], codec="rawvideo", pixel_format="gray")
+    assert [number_of(frame) for frame in read(path)] == [0, 30]
+
+
+@pytest.mark.parametrize(
+    ("size", "tags", "color_space", "full_range"),
+    [
+        ((96, 128), {}, "bt601", False),
+        ((720, 1280), {}, "bt709", False),
+        ((96, 128), {"colorspace": 1}, "bt709", False),
+        ((720, 1280), {"colorspace": 5}, "bt601", False),
+        ((720, 1280), {"colorspace": 6}, "bt601", False),
+        ((96, 128), {"colorspace": 9}, "bt709", False),
+        ((96, 128), {"color_range": 2}, "bt601", True),
+        ((96, 128), {"color_range": 1}, "bt601", False),
+    ],
+)
+def test_colour_tags_are_read_and_untagged_hd_is_bt709(
+    tmp_path: Path,
+    size: tuple[int, int],
+    tags: dict[str, int],
+    color_space: str,
+    full_range: bool,
+) -> None:
+    path = write_clip(tmp_path / "tagged.mp4", [patches(size)], tags=tags)
+    (frame,) = read(path)
+    assert (frame.color_space, frame.full_range) == (color_space, full_range)
+
+
+def test_odd_sizes_keep_their_last_row_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "odd.nut"
+    write_clip(path, [patches((31, 45))], codec="rawvideo")
+    (frame,) = read(path)
+    assert [plane.shape for plane in frame.planes] == [(31, 45), (16, 23), (16, 23)]
+    assert frame.size == (31, 45)
+
+
+def test_frames_may_change_size_within_a_file(tmp_path: Path) -> None:
+    small = write_clip(tmp_path / "small.ts", [grey(0)] * 12)
+    large = write_clip(tmp_path / "large.ts", [grey(0, (144, 192))] * 12)
+    (tmp_path / "both.ts").write_bytes(small.read_bytes() + large.read_bytes())
+    sizes = [frame.size for frame in read(tmp_path / "both.ts")]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {(96, 128), (144, 192)}
+    assert all(plane.shape for frame in read(tmp_path / "both.ts") for plane in frame.planes)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [("mp4", {"movflags": "faststart"}), ("mkv", {}), ("avi", {})],
+)
+def test_a_cut_off_file_gives_what_is_there_and_then_an_error(
+    tmp_path: Path, suffix: str, options: dict[str, str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (50, *SIZE, 3), np.uint8)
+    whole = write_clip(tmp_path / f"whole.{suffix}", list(noise), container_options=options)
+    assert len(read(whole)) == 50
+    cut = tmp_path / f"cut.{suffix}"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    assert 25 <= len(read_cut_off(cut)) <= 35
+
+
+def test_damaged_packets_are_skipped_one_by_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_clip(tmp_path / "bad.mov", [patches()] * 20, codec="png", pixel_format="rgb24")
+    data = bytearray(path.read_bytes())
+    starts = [i for i in range(len(data)) if data[i : i + 4] == b"\x89PNG"]
+    assert len(starts) == 20
+    for start in (starts[4], starts[11]):
+        data[start : start + 4] = bytes(4)
+    path.write_bytes(data)
+    frames = read(path)
+    assert [frame.index for frame in frames] == list(range(18))
+    assert [record.getMessage() for record in caplog.records] == [
+        "bad: 2 damaged packets were skipped"
+    ]
+
+
+def test_a_video_of_an_unknown_coding_is_an_error(tmp_path: Path, clip: Path) -> None:
+    data = clip.read_bytes()
+    assert data.count(b"avc1") >= 1
+    odd = written(tmp_path / "odd.mp4", data.replace(b"avc1", b"zzzz"))
+    with pytest.raises(SourceError, match="holds video of an unknown coding"):
+        open_source(str(odd))
+
+
+def test_a_video_without_its_index_or_without_pictures_is_an_error(
+    tmp_path: Path, clip: Path
+) -> None:
+    cut = written(tmp_path / "cut.mp4", clip.read_bytes()[: clip.stat().st_size // 2])
+    with pytest.raises(SourceError, match="cut off before its index"):
+        open_source(str(cut))
+    sound = tmp_path / "sound.wav"
+    with av.open(str(sound), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        silence.sample_rate = 8000
+        container.mux(stream.encode(silence))
+    with pytest.raises(SourceError, match="holds no video"):
+        open_source(str(sound))
+
+
+def test_a_video_of_which_nothing_decodes_is_an_error(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "all.avi", [grey(1)] * 3, codec="png", pixel_format="rgb24")
+    path.write_bytes(path.read_bytes().replace(b"\x89PNG", bytes(4)))
+    with pytest.raises(SourceError, match="not one picture"):
+        read(path)
+
+
+def test_a_folder_of_images_in_order_of_their_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "holiday"
+    folder.mkdir()
+    for number, name in enumerate(["b.png", "a.JPG", "c.bmp"]):
+        cv2.imwrite(str(folder / name), grey(number))
+    written(folder / "broken.jpg", b"not a picture")
+    written(folder / "notes.txt", b"not looked at")
+    source = open_with(folder)
+    assert (source.name, source.num_frames, source.fps) == ("holiday", 4, None)
+    frames = list(source.frames())
+    assert [frame.image_name for frame in frames] == ["a.JPG", "b.png", "c.bmp"]
+    assert [number_of(frame) for frame in frames] == [1, 0, 2]
+    assert [frame.index for frame in frames] == [0, 1, 2]
+    assert "broken.jpg cannot be read" in caplog.text
+    assert "1 of 4 images" in caplog.text
+    assert "notes.txt" not in caplog.text
+
+
+def test_only_unreadable_images_are_an_error(tmp_path: Path) -> None:
+    written(tmp_path / "broken.png", b"not a picture")
+    with pytest.raises(SourceError, match="cannot be read as an image"):
+        read(tmp_path)
+
+
+def test_an_image_is_read_as_stored_whatever_exif_says(tmp_path: Path) -> None:
+    coded = cv2.imencode(".jpg", patches(), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # orientation 6
+    exif = b"Exif\0\0" + tiff
+    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    path = written(tmp_path / "turned.jpg", coded[:2] + segment + coded[2:])
+    turned = np.asarray(cv2.imread(str(path)))
+    assert turned.shape[:2] == (128, 96)  # the tag is there, and OpenCV obeys it
+    (frame,) = read(path)
+    assert (frame.source, frame.image_name, frame.size) == ("turned", "turned.jpg", SIZE)
+    assert np.abs(frame.planes[0].astype(int) - patches()).mean() < 3
+    with pytest.raises(SourceError, match="leave pace out"):
+        open_with(path, pace=True)
