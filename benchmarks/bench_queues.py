@@ -30,7 +30,10 @@ import zmq
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.messages import Frame
-from pipeline.runtime.queues.queue import END, Receiver, Sender, process_context
+from pipeline.runtime.queues.connection import process_context
+from pipeline.runtime.queues.credit import END
+from pipeline.runtime.queues.receiver import Receiver
+from pipeline.runtime.queues.sender import Sender
 
 SIZES = {"1080p": (1080, 1920), "small": (64, 64)}
 COUNTS = {"1080p": 400, "small": 4000}

@@ -32,7 +32,7 @@ from pipeline.inference import Inference
 from pipeline.poses import FindPoses, decode_settings
 from pipeline.preprocess import Preprocess
 from pipeline.runtime.processes import ROOT
-from pipeline.runtime.queues.queue import Stopped
+from pipeline.runtime.queues.credit import Stopped
 from pipeline.tracker import Tracker
 from pipeline.tracker import warm_up as warm_up_tracker
 

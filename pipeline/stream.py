@@ -29,7 +29,8 @@ from pipeline.runtime.load.shedding import Shedding
 from pipeline.runtime.meeting import Awaited, check_addresses
 from pipeline.runtime.processes import PARTS, Children, Part, endpoint, is_child, is_orphan
 from pipeline.runtime.progress import Progress, start_logging
-from pipeline.runtime.queues.queue import Policy, Queue
+from pipeline.runtime.queues.credit import Policy
+from pipeline.runtime.queues.queue import Queue
 from pipeline.runtime.source_set import SourceSet
 from pipeline.runtime.stage import Stage
 from pipeline.runtime.stats import Stats

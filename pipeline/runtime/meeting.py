@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.config import ConfigError, QueuesConfig
 from pipeline.runtime.processes import Part, endpoint
-from pipeline.runtime.queues.queue import check_bind
+from pipeline.runtime.queues.connection import check_bind
 
 _SIDES: dict[str, tuple[Part, Part]] = {
     "frames": ("sources", "network"),

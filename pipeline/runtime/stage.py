@@ -22,16 +22,10 @@ from functools import partial
 from typing import Literal
 
 from pipeline.messages import Frame, NetInput, NetOutput, Poses
-from pipeline.runtime.queues.queue import (
-    END,
-    End,
-    Message,
-    Queue,
-    Receiver,
-    Sender,
-    Stopped,
-    receive_any,
-)
+from pipeline.runtime.queues.credit import END, End, Message, Stopped
+from pipeline.runtime.queues.queue import Queue
+from pipeline.runtime.queues.receiver import Receiver, receive_any
+from pipeline.runtime.queues.sender import Sender
 from pipeline.runtime.stats import Stats
 
 Work = Callable[[Message], Iterable[Message] | None]

@@ -24,7 +24,7 @@ import zmq
 
 from pipeline.config import ConfigError, SourceConfig, StreamConfig, load_config
 from pipeline.runtime import source_set
-from pipeline.runtime.queues import queue as queues
+from pipeline.runtime.queues import handles
 from pipeline.sources.source import SourceError
 from pipeline.stream import Stream
 from tests.support import running_stream
@@ -240,7 +240,7 @@ def test_nothing_is_left_of_sources_that_came_and_went(monkeypatch: pytest.Monke
         snapshot = stream.stats.snapshot()
     assert set(snapshot["sources"]) == {"stays"}
     assert [name for name in snapshot["stages"] if name.startswith("decoder:")] == ["decoder:stays"]
-    assert len(queues._handles) == 0
+    assert len(handles.in_transit) == 0
 
 
 def test_sources_without_a_name_get_one_that_is_free() -> None:

@@ -27,7 +27,7 @@ from benchmarks.soak_verdicts import Limits, Record, Sample, SourceCount, judge
 from pipeline.config import StreamConfig, load_config
 from pipeline.messages import Poses
 from pipeline.poses import FindPoses
-from pipeline.runtime.queues import queue as queues
+from pipeline.runtime.queues import handles
 from pipeline.runtime.stats import SourceSnapshot
 from pipeline.sinks.files import JsonLines
 from pipeline.stream import Stream
@@ -92,7 +92,7 @@ def what_is_held() -> dict[str, int]:
         "file descriptors": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
         "system threads": len(os.listdir("/proc/self/task")),
-        "handles in queues": len(queues._handles),
+        "handles in queues": len(handles.in_transit),
     }
 
 

@@ -12,7 +12,9 @@ import time
 import numpy as np
 
 from pipeline.messages import Frame
-from pipeline.runtime.queues.queue import END, Receiver, Sender
+from pipeline.runtime.queues.credit import END
+from pipeline.runtime.queues.receiver import Receiver
+from pipeline.runtime.queues.sender import Sender
 
 
 def make_frame(index: int, *, height: int = 288, width: int = 512) -> Frame:

@@ -25,7 +25,7 @@ from pipeline.inference import Engine, Inference
 from pipeline.network import Network
 from pipeline.poses import FindPoses
 from pipeline.preprocess import Preprocess
-from pipeline.runtime.queues.queue import Stopped
+from pipeline.runtime.queues.credit import Stopped
 from pipeline.stream import Stream
 from tests.cuda_on_cpu.emulator import EmulatedGpu
 from tests.support import running_stream

@@ -18,7 +18,7 @@ from pipeline.inference import Inference
 from pipeline.messages import Frame, Poses
 from pipeline.poses import FindPoses
 from pipeline.preprocess import Preprocess
-from pipeline.runtime.queues.queue import Stopped
+from pipeline.runtime.queues.credit import Stopped
 from tests.cuda_on_cpu.emulator import EmulatedGpu
 from tests.support.painted import grid_people, paint, painted_model
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.messages import Frame
-from pipeline.runtime.queues import queue as queues
+from pipeline.runtime.queues import handles
 from pipeline.runtime.queues.queue import Queue
 from pipeline.runtime.stage import Stage, StageError
 from pipeline.runtime.stats import Stats
@@ -56,7 +56,7 @@ def stream() -> Iterator[Stream]:
     yield made
     made.stop.set()
     made.join(2)
-    assert len(queues._handles) == 0
+    assert len(handles.in_transit) == 0
     assert made.stats.snapshot()["queues"] == {}
 
 
