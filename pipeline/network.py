@@ -61,12 +61,18 @@ class Network:
 
 
 def make_network(
-    config: StreamConfig, model: Model | None, *, stop: threading.Event, placement: Placement
+    config: StreamConfig,
+    model: Model | None,
+    *,
+    engines: Sequence[Engine] = (),
+    stop: threading.Event,
+    placement: Placement,
 ) -> Network:
     """Load all of it.
 
     Args:
         model: in place of the configured weights.
+        engines: loaded from that model, in place of the configured ones; one for each device.
         stop: the stream's stop event.
         placement: which source is on which GPU.
     Raises:
@@ -74,7 +80,7 @@ def make_network(
     """
     model = model or load_model(config.weights or DEFAULT_WEIGHTS)
     decode = decode_settings(config.poses, model)
-    engines = [_engine(config, model, device) for device in devices_of(config.inference)]
+    engines = engines or [_engine(config, model, device) for device in devices_of(config.inference)]
     _log.info("kernels: loading (compiled once for each machine, which takes half a minute)")
     preprocess_kernels.warm_up()
     on_gpus = engines[0].device != "cpu"

@@ -12,13 +12,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import count
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ConfigError, SourceConfig, StreamConfig
 from pipeline.gpu.placement import Placement, cuda_devices
@@ -32,7 +32,7 @@ from pipeline.runtime.progress import Progress, start_logging
 from pipeline.runtime.queues.credit import Policy
 from pipeline.runtime.queues.queue import Queue
 from pipeline.runtime.source_set import SourceSet
-from pipeline.runtime.stage import Stage
+from pipeline.runtime.stage import Stage, StageError
 from pipeline.runtime.stats import Stats
 from pipeline.runtime.stop import StopRequest
 from pipeline.sinks.files import CocoResults, JsonLines, OpenPoseFolder
@@ -41,6 +41,7 @@ from pipeline.sinks.page.api import PageSubject
 from pipeline.sinks.page.page import Page
 from pipeline.sinks.publisher.publisher import Publisher
 from pipeline.sinks.schema import StreamStatus, new_session
+from pipeline.sinks.sink import Adapted, ForgetsSources, OwnSink, Sink
 from pipeline.sinks.video.sink import VideoSink
 from pipeline.sinks.window import Window
 from pipeline.sources.open import is_live
@@ -48,6 +49,7 @@ from pipeline.sources.source import SourceError
 
 if TYPE_CHECKING:
     from nets.checkpoints import Model
+    from nets.engines.engine import Engine
     from pipeline.network import Network
 
 _DRAIN_SECONDS = 10.0  # after a request to stop: how long a part without sources waits for the end
@@ -57,22 +59,6 @@ _STREAMS_OF_A_PAGE = 64  # as many as it may add without subscribers losing mess
 
 _log = logging.getLogger(__name__)
 _stream_numbers = count()
-
-
-@runtime_checkable
-class ForgetsSources(Protocol):
-    """A sink (or the tracker) that keeps something of each source."""
-
-    def forget_source(self, name: str) -> None:
-        """Finish what belongs to a source that has gone; another may come under its name."""
-
-
-class Sink(Protocol):
-    """What a sink is: called with every Poses, closed at the end, whatever the end was."""
-
-    def __call__(self, poses: Poses) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def run(config: StreamConfig, *, part: Part | None = None, quiet: bool = False) -> int:
@@ -99,12 +85,17 @@ def run(config: StreamConfig, *, part: Part | None = None, quiet: bool = False) 
 
 
 class Stream:
-    """The stages of this process.
+    """The stages of this process: run() them, from other threads look at them and stop() them.
 
     Args:
         config: what to run.
-        parts: those that run here; by default all.
+        sinks: of your own, by name, beside those of config; see pipeline.sinks.sink.OwnSink.
+        capacity: how many sources there may be at a time, which come and go: the stream goes on
+            without any, until stop(). None: it ends with its sources.
         model: in place of the configured weights.
+        engines: loaded from that model, one for each device, in place of the configured ones; two
+            streams may share them, and then take turns.
+        parts: those that run here; by default all.
     Raises:
         ValueError: bad input; one line.
     """
@@ -113,23 +104,38 @@ class Stream:
         self,
         config: StreamConfig,
         *,
-        parts: tuple[Part, ...] = ("sources", "network", "sinks"),
+        sinks: Mapping[str, OwnSink] | None = None,
+        capacity: int | None = None,
         model: Model | None = None,
+        engines: Sequence[Engine] = (),
+        parts: tuple[Part, ...] = PARTS,
     ) -> None:
+        own_sinks = {name: Adapted(name, sink) for name, sink in (sinks or {}).items()}
+        _check_own_sinks(config, own_sinks, parts)
+        _check_capacity(config, capacity, parts)
+        if engines and model is None:
+            raise ConfigError("engines need the model that they were loaded from: pass model=")
+        config = _on_devices_of(engines, config)
         self.stats = Stats()
         self._stop = threading.Event()  # ends every stage at once
+        self._request = StopRequest(parent_repeats=is_child())
         self._placement = Placement(cuda_devices(config.inference) if "network" in parts else ())
         self.sources = SourceSet(
-            stats=self.stats, stop=self._stop, queue=self._frames_queue, placement=self._placement
-        )
+            stats=self.stats, stop=self._stop, queue=self._frames_queue,
+            placement=self._placement, may_be_empty=capacity is not None,
+        )  # fmt: skip
         self._config = config
+        self._own_sinks = own_sinks
+        self._capacity = capacity
         self._parts = parts
+        self._publisher: Publisher | None = None
         self._window: Window | None = None
         self._calls_seen = -1  # by all stages, when it was last looked at
         self._moved_at = 0.0
         self._number = next(_stream_numbers)
-        self._live = [_is_live(source) for source in config.sources]
-        self._sink_names = _sink_names(config)
+        # What will come while it runs is live.
+        self._live = [_is_live(source) for source in config.sources] or [True]
+        self._sink_names = [*_sink_names(config), *own_sinks]
         self._draw = _draw(config)
         self._stages: list[Stage] = []  # without those of the sources
         self._forgetting: list[tuple[Stage, Callable[[str], None]]] = []  # after each has gone
@@ -143,19 +149,21 @@ class Stream:
             for source in config.sources:
                 self.sources.add(source)
         if "network" in parts:
-            self._add_network(model)
+            self._add_network(model, engines)
         if "sinks" in parts:
             self._add_sinks()
         self._awaited = Awaited(config.queues, parts, num_queues)
 
     # --- building ------------------------------------------------------------------------------
 
-    def _add_network(self, model: Model | None) -> None:
+    def _add_network(self, model: Model | None, engines: Sequence[Engine]) -> None:
         # Imported here: torch takes seconds and 200 MB, which the other parts do without.
         from pipeline.network import make_network
 
         config = self._config
-        network = make_network(config, model, stop=self._stop, placement=self._placement)
+        network = make_network(
+            config, model, engines=engines, stop=self._stop, placement=self._placement
+        )
         poses = Counted(
             network.find_poses, network.tracker, self.stats, self.sources.departed,
             privacy=config.privacy,
@@ -175,6 +183,7 @@ class Stream:
         preprocess = self._add(
             "preprocess", network.preprocess, inputs=frames, outputs=inputs,
             batch=network.max_batch, admit=shedding.admit, route=attrgetter("gpu"),
+            idle=self._capacity is not None,
         )  # fmt: skip
         self._forgetting.append((preprocess, shedding.forget_source))
         for i, inference in enumerate(network.inferences):
@@ -217,6 +226,8 @@ class Stream:
             opened.pop_all()
 
     def _sink(self, name: str, session: str) -> Sink:
+        if name in self._own_sinks:
+            return self._own_sinks[name]
         config = self._config
         per_source = len(config.sources) > 1
         overlay = config.overlay
@@ -234,9 +245,9 @@ class Stream:
             return self._window
         if name == "publisher":
             assert config.publisher.endpoint is not None
-            publisher = Publisher(
+            self._publisher = publisher = Publisher(
                 config.publisher.endpoint, format=config.publisher.format, session=session,
-                status=self._status, num_streams=self._room_for_streams(),
+                status=self.status, num_streams=self._room_for_streams(),
                 curve_dir=config.publisher.curve_dir,
             )  # fmt: skip
             names = [source.name for source in self.sources]
@@ -253,6 +264,8 @@ class Stream:
 
     def _room_for_streams(self) -> int:
         """How many the publisher's queues must take: they cannot grow when the page adds some."""
+        if self._capacity is not None:
+            return self._capacity
         page_adds = self._parts == PARTS and self._config.page.serve is not None
         return max(len(self._config.sources), _STREAMS_OF_A_PAGE if page_adds else 1)
 
@@ -272,7 +285,7 @@ class Stream:
         can_change = self._parts == PARTS
         return PageSubject(
             stats=self.stats,
-            status=self._status,
+            status=self.status,
             stages=lambda: {stage.name: stage.error is None for stage in self._stages},
             add_source=self.add_source if can_change else None,
             remove_source=self.remove_source if can_change else None,
@@ -307,11 +320,14 @@ class Stream:
         Returns:
             Its name.
         Raises:
-            ValueError: the name is taken, there is nothing to read, the stream is at its end, is
-                cut into processes, or its sources are live and this one is a file; one line.
+            ValueError: the name is taken, there is nothing to read, the stream is full (capacity),
+                at its end, or cut into processes, or its sources are live and this one is a file;
+                one line.
         """
         if self._parts != PARTS:
             raise ConfigError("sources come and go only in a stream that is one process")
+        if self._capacity is not None and len(self.sources) >= self._capacity:
+            raise ConfigError(f"the stream is full: capacity is {self._capacity} sources")
         if all(self._live) and not _is_live(config):
             raise ConfigError(
                 "frames may be dropped from live streams, so no file can be added to one; "
@@ -324,7 +340,8 @@ class Stream:
         """End a source and forget it a few seconds later; from any thread. Returns at once.
 
         Raises:
-            ValueError: there is none of that name, it is the last one, or the stream is cut.
+            ValueError: there is none of that name, it is the last one (and the stream was made
+                without capacity), or the stream is cut.
         """
         if self._parts != PARTS:
             raise ConfigError("sources come and go only in a stream that is one process")
@@ -339,9 +356,11 @@ class Stream:
     # --- running -------------------------------------------------------------------------------
 
     def run(self, children: Children | None = None, *, quiet: bool = True) -> int:
-        """Start the stages, watch them, join them. Returns the exit code, as run() above."""
-        stop_request = StopRequest(parent_repeats=is_child())
-        with stop_request as request, Progress(self.stats, list(self.sources), quiet=quiet):
+        """Start the stages, watch them, join them; once. Returns the exit code, as run() above.
+
+        In the main thread Ctrl-C and SIGTERM are a stop().
+        """
+        with self._request as request, Progress(self.stats, list(self.sources), quiet=quiet):
             self.sources.start()
             for stage in self._stages:
                 stage.start()
@@ -354,6 +373,21 @@ class Stream:
         if children is not None and self._stop.is_set():
             children.stop_now()
         return max(self._exit_code(), 0 if children is None else children.wait())
+
+    def stop(self) -> None:
+        """End the sources, and let what is under way arrive; a second time: end everything at once.
+
+        Returns at once; run() returns when all is done. From any thread; also before run().
+        """
+        self._request.ask()
+
+    @property
+    def error(self) -> StageError | None:
+        """Why the stream ended with an exit code other than 0; the reason is in `__cause__`.
+
+        None where nothing failed so far. Of several failures the first stage's, on a frame's way.
+        """
+        return next((stage.error for stage in self._all_stages if stage.error is not None), None)
 
     @property
     def _all_stages(self) -> list[Stage]:
@@ -368,10 +402,12 @@ class Stream:
             self._load_watch.tick()
         if request.seconds is not None or self._stop.is_set():
             self.sources.stop()  # each may be waiting for its camera
+            for stage in self._stages:
+                stage.let_end()
         if request.seconds is not None:
             if children is not None:
                 children.request_stop()
-            if not self.sources and request.seconds > _DRAIN_SECONDS:
+            if "sources" not in self._parts and request.seconds > _DRAIN_SECONDS:
                 _log.warning("no end of stream came after %.0f s: stopping", _DRAIN_SECONDS)
                 self._stop.set()
         if request.is_urgent or is_orphan() or self._is_stuck(children):
@@ -408,18 +444,20 @@ class Stream:
             self._window = None
 
     def _exit_code(self) -> int:
-        errors = [stage.error for stage in self._all_stages if stage.error is not None]
-        codes = [0]
-        for error in errors:
-            is_input = isinstance(error.__cause__, SourceError)
-            # A bug deserves its traceback; bad input is one line.
-            trace = None if is_input or isinstance(error.__cause__, ValueError) else error.__cause__
-            _log.error("%s", error.__cause__ if is_input else error, exc_info=trace)
-            codes.append(2 if is_input else 1)
-        return max(codes)
+        codes = (
+            _log_failure(stage.error, is_own=stage.name in self._own_sinks)
+            for stage in self._all_stages
+            if stage.error is not None
+        )
+        return max(codes, default=0)
 
-    def _status(self) -> Mapping[str, StreamStatus]:
-        """For the publisher: how each source does."""
+    @property
+    def publisher_endpoint(self) -> str | None:
+        """Where poses are published, a port that was left open filled in; None: nowhere."""
+        return None if self._publisher is None else self._publisher.endpoint
+
+    def status(self) -> Mapping[str, StreamStatus]:
+        """How each source does, by name; from any thread."""
         snapshot = self.stats.snapshot()
         given_up = degraded(snapshot["load"])
         return {
@@ -439,10 +477,54 @@ class Stream:
         }
 
 
+def _log_failure(error: StageError, *, is_own: bool) -> int:
+    """The exit code. A bug deserves its traceback; bad input is one line."""
+    if isinstance(error.__cause__, SourceError):
+        _log.error("%s", error.__cause__)
+        return 2
+    is_input = isinstance(error.__cause__, ValueError) and not is_own
+    _log.error("%s", error, exc_info=None if is_input else error.__cause__)
+    return 1
+
+
 def _each(work: Callable[[NetOutput], Iterator[Poses]], batch: list[NetOutput]) -> Iterator[Poses]:
     """The results of several messages, one of each GPU, one after the other."""
     for output in batch:
         yield from work(output)
+
+
+def _check_own_sinks(
+    config: StreamConfig, own_sinks: Mapping[str, Adapted], parts: tuple[Part, ...]
+) -> None:
+    for name in own_sinks:
+        if name in _asked(config) or name in ("preprocess", "inference", "poses"):
+            raise ConfigError(f"the stream has a {name!r} already; give your sink another name")
+    if own_sinks and (config.queues.poses != "inproc" or not {"network", "sinks"} <= set(parts)):
+        raise ConfigError(
+            "a sink of your own is called in the process that makes the poses; leave "
+            "queues.poses at inproc, or subscribe to the publisher from elsewhere"
+        )
+
+
+def _check_capacity(config: StreamConfig, capacity: int | None, parts: tuple[Part, ...]) -> None:
+    if capacity is None:
+        return
+    if parts != PARTS:
+        raise ConfigError("sources come and go only in a stream that is one process")
+    if capacity < max(1, len(config.sources)):
+        raise ConfigError(
+            f"capacity must be at least 1 and at least the number of sources "
+            f"({len(config.sources)}), got {capacity}"
+        )
+
+
+def _on_devices_of(engines: Sequence[Engine], config: StreamConfig) -> StreamConfig:
+    """The configuration, its device that of the engines, where there are some."""
+    if not engines:
+        return config
+    devices = ",".join(engine.device for engine in engines)
+    inference = config.inference.model_copy(update={"device": devices})
+    return config.model_copy(update={"inference": inference})
 
 
 def _is_live(source: SourceConfig) -> bool:
@@ -453,9 +535,9 @@ def _policy(*, live: bool) -> Policy:
     return "drop_oldest" if live else "wait"
 
 
-def _sink_names(config: StreamConfig) -> list[str]:
-    """The sinks that a configuration asks for, in the order of their queues."""
-    asked = {
+def _asked(config: StreamConfig) -> dict[str, bool]:
+    """The sinks that a configuration can ask for, in the order of their queues: whether it does."""
+    return {
         "overlay": config.overlay.path is not None,
         "clean": config.overlay.clean is not None,
         "jsonl": config.recorder.jsonl is not None,
@@ -465,7 +547,10 @@ def _sink_names(config: StreamConfig) -> list[str]:
         "viewer": config.viewer.show,
         "page": config.page.serve is not None,
     }
-    return [name for name, is_asked in asked.items() if is_asked]
+
+
+def _sink_names(config: StreamConfig) -> list[str]:
+    return [name for name, is_asked in _asked(config).items() if is_asked]
 
 
 def _draw(config: StreamConfig) -> Draw:

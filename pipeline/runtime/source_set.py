@@ -67,6 +67,7 @@ class SourceSet:
         stop: the stream's stop event.
         queue: the i-th source's queue towards the network.
         placement: the GPUs that run the network in this process, which may decode as well.
+        may_be_empty: the last source can be removed too.
     """
 
     def __init__(
@@ -76,12 +77,14 @@ class SourceSet:
         stop: threading.Event,
         queue: Callable[[int, SourceConfig], Queue],
         placement: Placement,
+        may_be_empty: bool = False,
     ) -> None:
         self.departed = Departed()
         self._stats = stats
         self._stop = stop
         self._queue = queue
         self._placement = placement
+        self._may_be_empty = may_be_empty
         self._numbers = count()
         self._lock = threading.Lock()
         self._members: dict[str, _Member] = {}
@@ -152,7 +155,8 @@ class SourceSet:
             if member is None or member.removed:
                 known = ", ".join(other for other, m in self._members.items() if not m.removed)
                 raise ConfigError(f"there is no source named {name!r}; known: {known}")
-            if all(other is member or self._is_ending(other) for other in self._members.values()):
+            others = (other for other in self._members.values() if other is not member)
+            if not self._may_be_empty and all(map(self._is_ending, others)):
                 raise ConfigError(
                     f"{name!r} is the last source; add another one first, or stop the stream"
                 )

@@ -59,6 +59,7 @@ class Stage(threading.Thread):
         stop: shared by all stages of the stream: once set, all of them end soon.
         fatal: False: a failure ends this stage alone, its outputs get END and the others go on
             (one source of several).
+        idle: it goes on without any input, waiting for add_input(), until let_end().
     """
 
     def __init__(
@@ -77,9 +78,11 @@ class Stage(threading.Thread):
         stats: Stats,
         stop: threading.Event,
         fatal: bool = True,
+        idle: bool = False,
     ) -> None:
         assert (work is None) != (frames is None), "a stage has work or frames"
-        assert bool(inputs) == (work is not None), "work needs inputs, a source has none"
+        assert bool(inputs) or idle or work is None, "work needs inputs"
+        assert frames is None or not inputs, "a source has no inputs"
         assert len(inputs) <= 1 or batch is not None, "several inputs need a batch size"
         super().__init__(name=name, daemon=True)
         self.ready = threading.Event()
@@ -98,6 +101,7 @@ class Stage(threading.Thread):
         self._stats = stats
         self._stop_event = stop
         self._fatal = fatal
+        self._idle = idle
         self._receivers: list[Receiver] = []  # those that have not ended, in the order of turns
         self._senders: list[Sender] = []
         self._tasks: deque[Callable[[], None]] = deque()
@@ -127,6 +131,10 @@ class Stage(threading.Thread):
         """Receive from one queue more, while the stage runs; as `soon`. Needs `batch`."""
         assert self._batch is not None, "several inputs need a batch size"
         return self.post(partial(self._make_receiver, queue))
+
+    def let_end(self) -> None:
+        """The stage no longer waits for inputs to come: it ends with those it has."""
+        self._idle = False
 
     def run(self) -> None:
         try:
@@ -195,6 +203,9 @@ class Stage(threading.Thread):
                 self._give_turns_back(before, messages, admitted)
                 if admitted:
                     return list(admitted) if self._batch is not None else admitted[0]
+            elif self._idle:
+                if self._stop_event.wait(_ERRAND_SECONDS):
+                    raise Stopped
             elif self._is_over():
                 return END
 

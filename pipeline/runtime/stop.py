@@ -1,4 +1,4 @@
-"""How a user says that it is enough: Ctrl-C, SIGTERM, the viewer's window. Said twice: at once.
+"""How a user says that it is enough: Ctrl-C, SIGTERM, ask(), the viewer's window. Twice: at once.
 
 Knows nothing of what is stopped.
 """
@@ -28,6 +28,7 @@ class StopRequest:
         self._parent_repeats = parent_repeats
         self._since: float | None = None
         self._signals: list[int] = []
+        self._num_asked = 0
         self._former: dict[int, Any] = {}
 
     @property
@@ -41,7 +42,7 @@ class StopRequest:
     def is_urgent(self) -> bool:
         """Whether it was said twice."""
         said = set(self._signals) if self._parent_repeats else self._signals
-        return len(said) > 1
+        return len(said) + self._num_asked > 1
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -52,6 +53,11 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
+
+    def ask(self) -> None:
+        """As a signal does; from any thread. A second time means at once."""
+        self._num_asked += 1
+        self.event.set()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signals.append(number)

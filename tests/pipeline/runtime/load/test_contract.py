@@ -85,7 +85,7 @@ def test_a_stream_steps_down_and_comes_back(
         assert load()["step"] == 0
         wait_until(lambda: load()["step"] > 0)
         wait_until(lambda: max(sizes(), default=SIDE) < SIDE)
-        status = stream._status()["cam0"].degraded
+        status = stream.status()["cam0"].degraded
         assert status is not None
         assert status["input_size"] < SIDE
         assert "4 sources should give" in status["reason"]
@@ -96,7 +96,7 @@ def test_a_stream_steps_down_and_comes_back(
             stream.remove_source(source["name"])
         wait_until(lambda: load()["step"] == 0)
         wait_until(lambda: sizes() == {SIDE})
-        assert stream._status()["cam0"].degraded is None
+        assert stream.status()["cam0"].degraded is None
         assert load()["changes"] >= 2
     snapshot = stream.stats.snapshot()
     cam0 = snapshot["sources"]["cam0"]

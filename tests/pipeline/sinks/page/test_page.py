@@ -25,7 +25,7 @@ import pytest
 
 from pipeline.config import SourceConfig
 from pipeline.sinks.page.page import Page
-from pipeline.stream import ForgetsSources
+from pipeline.sinks.sink import ForgetsSources
 from tests.support.page_stand import COLOR_BGR, Stand, feeding, picture_of, serving, split_body
 
 pytestmark = pytest.mark.timeout(60)
