@@ -44,7 +44,7 @@ format: setup
 	.venv/bin/ruff format .
 
 bench: setup ## the figures of docs/performance.md
-	for bench in benchmarks/bench_*.py; do $(PY) $$bench || exit 1; done
+	for bench in benchmarks/bench_*.py; do $(PY) -m benchmarks.$$(basename $$bench .py) || exit 1; done
 
 check-tensorrt: .venv-tensorrt/.ready ## every network converts to TensorRT; needs no GPU, but 6 GB
 	.venv-tensorrt/bin/python benchmarks/check_tensorrt/check.py

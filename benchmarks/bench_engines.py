@@ -1,6 +1,6 @@
 """How fast the engines run a network, against torch as most people call it.
 
-    python benchmarks/bench_engines.py --net higher_hrnet_w32 --size 512x512 --runs 20
+    python -m benchmarks.bench_engines --net higher_hrnet_w32 --size 512x512 --runs 20
 
 Plain torch is the peer: inference_mode, float32, the usual NCHW order. All engines run in turn
 within every round, so a busy neighbour slows all of them alike; a ratio is the median of the
@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,8 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nets.aggregation import Maps
 from nets.checkpoints import Model, random_model

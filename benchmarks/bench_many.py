@@ -32,8 +32,6 @@ from fractions import Fraction
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import av
 import cv2
 

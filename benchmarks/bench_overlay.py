@@ -3,30 +3,27 @@
 Drawing is compared with the plain way to draw a skeleton, one call a limb and one a keypoint,
 without edges, labels and widths that follow the size; writing with OpenCV's own VideoWriter.
 
-    python benchmarks/bench_overlay.py
+    python -m benchmarks.bench_overlay
 """
 
 from __future__ import annotations
 
 import json
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import cv2
 import numpy as np
 
-from benchmarks.people import crowd, poses_of, standing_person
 from nets.skeletons import COCO
 from pipeline.messages import Poses
 from pipeline.sinks.overlay import SIDE_COLORS, draw_poses
 from pipeline.sinks.video.video_writer import VideoWriter
 from pipeline.sources.demo import picture
+from tests.support.people import crowd, poses_of, standing_person
 
 ROUNDS = 60
 NUM_PICTURES = 90

@@ -20,9 +20,9 @@ import numpy as np
 import psutil
 import zmq
 
-from benchmarks.people import crowd, poses_of
 from pipeline.sinks.publisher.publisher import Publisher
 from pipeline.sinks.schema import encode_json, encode_msgpack, pose_message
+from tests.support.people import crowd, poses_of
 
 SIZE = (720, 1280)
 REPEATS = 300

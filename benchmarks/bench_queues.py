@@ -1,6 +1,6 @@
 """What it costs to pass a frame on: our queues against plain PUSH/PULL, in the same run.
 
-    python benchmarks/bench_queues.py
+    python -m benchmarks.bench_queues
 
 Two threads (inproc) or two processes (ipc, tcp) on one machine. Messages: a 1080p yuv420p frame
 (3.1 MB) and a small one (64x64). Throughput: as fast as the receiver takes them. Latency: paced,
@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import platform
 import socket as sockets
-import sys
 import tempfile
 import threading
 import time
@@ -26,8 +25,6 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 import zmq
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.messages import Frame
 from pipeline.runtime.queues.connection import process_context

@@ -4,7 +4,7 @@ The peer is ByteTrack on the boxes of the same people, by the `trackers` package
 OpenCV than ours, hence an environment of its own:
 
     python -m venv peer && peer/bin/pip install trackers==2.6.1
-    python benchmarks/bench_tracker.py --peer-python peer/bin/python
+    python -m benchmarks.bench_tracker --peer-python peer/bin/python
 """
 
 from __future__ import annotations
@@ -13,19 +13,16 @@ import argparse
 import json
 import platform
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import numpy as np
 
-from benchmarks.crossings import SCRIPTS, Faults, Sighting, id_switches, play, share_with_id
-from benchmarks.people import crowd, poses_of
 from pipeline.config import SmoothConfig, TrackerConfig
 from pipeline.tracker import Tracker, warm_up
+from tests.support.crossings import SCRIPTS, Faults, Sighting, id_switches, play, share_with_id
+from tests.support.people import crowd, poses_of
 
 SEEDS = 20
 FPS = (30.0, 10.0)

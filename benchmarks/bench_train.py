@@ -4,14 +4,13 @@ The same loop runs twice in turns: on batches as worker processes make them, and
 is there already. Beside them stands what one process needs to make an example. A folder of JPEG
 pictures with painted people is made for it.
 
-    python benchmarks/bench_train.py [--net higher_hrnet_lite] [--size 256] [--batch 16]
+    python -m benchmarks.bench_train [--net higher_hrnet_lite] [--size 256] [--batch 16]
 """
 
 import argparse
 import itertools
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,8 +20,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nets.skeletons import COCO
 from training.config import TrainConfig, checked_recipe

@@ -1,6 +1,6 @@
 """A stream left alone with all its troubles: what grows, what hangs, what is lost.
 
-    python benchmarks/soak.py [--minutes 10] [--camera-fps N] [--busy] [--keep FOLDER]
+    python -m benchmarks.soak [--minutes 10] [--camera-fps N] [--busy] [--keep FOLDER]
 
                         a camera killed, frozen or restarted every 20 s, in turn
                                               v
@@ -35,28 +35,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import av
 import cv2
 import numpy as np
 import yaml
 
-from benchmarks import soak_verdicts as verdicts
-from benchmarks.soak_clients import (
-    ROOT,
+from pipeline.sinks.video.segment_index import read_index
+from pipeline.sources import demo
+from tests.support import soak_verdicts as verdicts
+from tests.support.clips import write_clip
+from tests.support.places import ROOT
+from tests.support.rtsp_server import RtspServer, why_unavailable
+from tests.support.soak_clients import (
     Fault,
     SlowSubscriber,
     Subscriber,
     Viewers,
     dead_subscriber,
 )
-from benchmarks.soak_meter import Meter
-from benchmarks.soak_verdicts import Record
-from pipeline.sinks.video.segment_index import read_index
-from pipeline.sources import demo
-from tests.support.clips import write_clip
-from tests.support.rtsp_server import RtspServer, why_unavailable
+from tests.support.soak_meter import Meter
+from tests.support.soak_verdicts import Record
 
 CAMERAS = ("cam0", "cam1", "cam2", "cam3")
 SIZE = (360, 640)

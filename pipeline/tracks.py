@@ -26,7 +26,7 @@ Rows = NDArray[np.int64]
 NO_ID = -1
 
 # Of a body's motion, in body sizes (the root of its area; somebody 1.7 m tall measures 0.75 m).
-# Chosen on the scenes of benchmarks/crossings.py; twice or half of each changes little.
+# Chosen on the scenes of tests/support/crossings.py; twice or half of each changes little.
 _POSITION_SD = 0.05  # sizes: jitter of a pose as a whole
 _FIRST_SPEED_SD = 1.5  # sizes a second: people walk at about 1.8
 _ACCELERATION = 1.0  # sizes^2 / s^3: how fast velocities wander off

@@ -91,6 +91,25 @@ def test_kernels_know_no_framework() -> None:
     assert users == {"arrays.py"}  # inside functions: arrays between torch and CuPy
 
 
+def test_tests_share_only_their_support() -> None:
+    """Helpers live in tests/support, and nothing there or in a test depends on a benchmark."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        shared = {name for name in _imports(path) if name.split(".")[0] in ("benchmarks", "tests")}
+        others = {name for name in shared if not name.startswith("tests.support")}
+        assert not others, f"{path.relative_to(ROOT)} imports {others}"
+
+
+def test_helpers_of_tests_live_in_support() -> None:
+    elsewhere = [
+        path.relative_to(ROOT).as_posix()
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        if not path.is_relative_to(ROOT / "tests" / "support")
+        and not path.name.startswith("test_")
+        and path.name != "conftest.py"
+    ]
+    assert elsewhere == []
+
+
 @pytest.mark.parametrize("package", ALLOWED)
 def test_packages_are_those_of_this_clone(package: str) -> None:
     # PyPI has another `kernels`; installing either over the other breaks both.

@@ -12,7 +12,7 @@ import torch
 from kernels import arrays
 from kernels.arrays import CudaGpu, from_torch, to_torch, why_no_gpu
 from kernels.nvrtc import compile_cuda
-from tests.cuda_on_cpu.emulator import EmulatedGpu
+from tests.support.cuda_on_cpu.emulator import EmulatedGpu
 from tests.support.places import ROOT
 
 

@@ -1,10 +1,10 @@
-"""Every CUDA file compiles for every GPU, within its means: see benchmarks/cuda_budget.py."""
+"""Every CUDA file compiles for every GPU, within its means: see tests/support/cuda_budget.py."""
 
 import re
 
 import pytest
 
-from benchmarks.cuda_budget import (
+from tests.support.cuda_budget import (
     ARCHITECTURES,
     KERNELS,
     MAX_STATIC_SHARED_BYTES,

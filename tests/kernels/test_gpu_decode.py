@@ -14,7 +14,7 @@ from kernels.gpu_decode import GpuDecoder
 from kernels.grouping import People
 from kernels.peaks import FloatArray
 from nets.skeletons import COCO
-from tests.cuda_on_cpu.emulator import EmulatedGpu
+from tests.support.cuda_on_cpu.emulator import EmulatedGpu
 
 CASES = [f"c{case:03d}" for case in range(6)]
 

@@ -11,14 +11,13 @@ from kernels.gpu_grouping import GpuGrouper, GpuPeople
 from kernels.grouping import People, group_people, munkres
 from kernels.nvrtc import cuda_source
 from kernels.peaks import Peaks, average_levels
-from tests.cuda_on_cpu.emulator import (
+from tests.support.cuda_on_cpu.emulator import (
     CpuRawModule,
     EmulatedGpu,
     Sanitizer,
     assert_clean,
     sanitizer_report,
 )
-from tests.kernels.test_grouping import random_peaks, sparse_peaks, tied_costs
 from tests.support.grouping_cases import (
     many_people,
     maps_on_device,
@@ -28,6 +27,7 @@ from tests.support.grouping_cases import (
     refined_people,
     small_batch,
 )
+from tests.support.random_peaks import random_peaks, sparse_peaks, tied_costs
 from tests.support.reference_decode import full_size_heat, full_size_tags, raise_with_numpy
 
 FloatArray = NDArray[np.float32]

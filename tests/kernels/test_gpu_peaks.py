@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 from kernels.checks.scenes import paint_people
 from kernels.gpu_peaks import TILE_SIDE, GpuPeakFinder, GpuPeaks
 from kernels.peaks import average_levels, peaks_of_maps
-from tests.cuda_on_cpu.emulator import EmulatedGpu, Sanitizer, assert_clean, sanitizer_report
+from tests.support.cuda_on_cpu.emulator import (
+    EmulatedGpu,
+    Sanitizer,
+    assert_clean,
+    sanitizer_report,
+)
 
 FloatArray = NDArray[np.float32]
 Size = tuple[int, int]

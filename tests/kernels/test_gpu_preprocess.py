@@ -15,7 +15,12 @@ from kernels.gpu_preprocess import GpuPreprocess, Picture
 from kernels.preprocess import net_from_image, network_size
 from pipeline.messages import Frame, Region
 from pipeline.preprocess import Preprocess, crop_of, cropped, lying_map
-from tests.cuda_on_cpu.emulator import EmulatedGpu, Sanitizer, assert_clean, sanitizer_report
+from tests.support.cuda_on_cpu.emulator import (
+    EmulatedGpu,
+    Sanitizer,
+    assert_clean,
+    sanitizer_report,
+)
 from tests.support.places import DATA
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

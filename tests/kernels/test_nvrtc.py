@@ -7,7 +7,7 @@ from cuda.bindings import nvrtc as cuda_nvrtc
 
 from kernels import nvrtc
 from kernels.nvrtc import COMPILE_OPTIONS, compile_cuda, cuda_source
-from tests.cuda_on_cpu.emulator import CpuRawModule
+from tests.support.cuda_on_cpu.emulator import CpuRawModule
 
 KERNEL = 'extern "C" __global__ void __launch_bounds__(32) k(float* x) {{ {} }}\n'
 

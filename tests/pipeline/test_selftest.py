@@ -35,7 +35,7 @@ from pipeline.selftest.checks import (
 from pipeline.selftest.report import Report, Row, cells, failures, guarded, plain_line, summary
 from pipeline.selftest.stages import Case, make_case
 from run_stream import main
-from tests.cuda_on_cpu.emulator import EmulatedGpu
+from tests.support.cuda_on_cpu.emulator import EmulatedGpu
 from tests.support.painted import grid_people, paint, painted_model
 from tests.support.places import ROOT
 

@@ -22,8 +22,6 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks.soak_clients import ROOT, Fault
-from benchmarks.soak_verdicts import Limits, Record, Sample, SourceCount, judge
 from pipeline.config import StreamConfig, load_config
 from pipeline.messages import Poses
 from pipeline.poses import FindPoses
@@ -32,7 +30,10 @@ from pipeline.runtime.stats import SourceSnapshot
 from pipeline.sinks.files import JsonLines
 from pipeline.stream import Stream
 from tests.support.painted import grid_people, paint, painted_model
+from tests.support.places import ROOT
 from tests.support.rtsp_server import why_unavailable
+from tests.support.soak_clients import Fault
+from tests.support.soak_verdicts import Limits, Record, Sample, SourceCount, judge
 
 SIZE = (192, 128)
 CLIP_FRAMES = 30
@@ -348,9 +349,9 @@ def test_a_soak_tells_each_trouble(trouble: Callable[[Record], None], name: str)
 def test_half_a_minute_of_soak() -> None:
     """Four cameras, a kill, a freeze and a restart; judged as on a machine that others use too."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--minutes", "0.5", "--busy",
+        [sys.executable, "-m", "benchmarks.soak", "--minutes", "0.5", "--busy",
          "--camera-fps", "30"],
-        capture_output=True, text=True, timeout=400, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout.splitlines()[-1])

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.crossings import Faults, Sighting, id_switches, play, share_with_id
-from benchmarks.people import poses_of, standing_person
 from pipeline.config import SmoothConfig, TrackerConfig
 from pipeline.messages import Frame, Poses
 from pipeline.tracker import Clock, Tracker, assign
+from tests.support.crossings import Faults, Sighting, id_switches, play, share_with_id
+from tests.support.people import poses_of, standing_person
 
 # Without keypoints that change hands: then somebody's identity is never in doubt for long.
 FAULTS = Faults(stolen=0.0)

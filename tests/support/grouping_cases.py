@@ -13,7 +13,7 @@ from kernels.arrays import Gpu
 from kernels.gpu_grouping import GpuGrouper, GpuPeople
 from kernels.gpu_peaks import GpuMaps, GpuPeakFinder, GpuPeaks
 from kernels.peaks import Peaks
-from tests.cuda_on_cpu.emulator import EmulatedGpu
+from tests.support.cuda_on_cpu.emulator import EmulatedGpu
 
 FloatArray = NDArray[np.float32]
 Size = tuple[int, int]

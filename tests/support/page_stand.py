@@ -12,13 +12,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.people import poses_of, standing_person
 from pipeline.config import PageConfig, SourceConfig
 from pipeline.messages import Poses
 from pipeline.runtime.stats import Stats
 from pipeline.sinks.page.api import PageSubject
 from pipeline.sinks.page.page import Page
 from pipeline.sinks.schema import StreamStatus
+from tests.support.people import poses_of, standing_person
 
 SIZE = (360, 640)
 COLOR_BGR = (150, 60, 120)

@@ -9,7 +9,7 @@ import pytest
 
 from kernels.arrays import CudaGpu, Gpu
 from kernels.checks.twin_checks import CHECKS
-from tests.cuda_on_cpu.emulator import EmulatedGpu
+from tests.support.cuda_on_cpu.emulator import EmulatedGpu
 from tests.support.places import ROOT
 
 pytestmark = pytest.mark.timeout(300)  # numba and g++ compile what is met for the first time

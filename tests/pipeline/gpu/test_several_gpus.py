@@ -27,9 +27,9 @@ from pipeline.poses import FindPoses
 from pipeline.preprocess import Preprocess
 from pipeline.runtime.queues.credit import Stopped
 from pipeline.stream import Stream
-from tests.cuda_on_cpu.emulator import EmulatedGpu
 from tests.support import running_stream
 from tests.support.clips import write_clip
+from tests.support.cuda_on_cpu.emulator import EmulatedGpu
 from tests.support.painted import grid_people, paint, painted_model
 from tests.support.pretend_gpu import pretend_nvdec
 

@@ -19,7 +19,7 @@ from pipeline.messages import Frame, Poses
 from pipeline.poses import FindPoses
 from pipeline.preprocess import Preprocess
 from pipeline.runtime.queues.credit import Stopped
-from tests.cuda_on_cpu.emulator import EmulatedGpu
+from tests.support.cuda_on_cpu.emulator import EmulatedGpu
 from tests.support.painted import grid_people, paint, painted_model
 
 pytestmark = pytest.mark.timeout(400)  # kernels are compiled first

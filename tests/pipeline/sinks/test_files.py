@@ -14,8 +14,8 @@ import jsonschema
 import numpy as np
 import pytest
 
-from benchmarks.people import crowd, poses_of
 from pipeline.sinks.files import CocoResults, JsonLines, OpenPoseFolder, coco_image_id
+from tests.support.people import crowd, poses_of
 from tests.support.places import ROOT
 
 SIZE = (720, 1280)
@@ -211,7 +211,7 @@ def test_nothing_changes_before_the_first_frame(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from benchmarks.people import crowd, poses_of
+from tests.support.people import crowd, poses_of
 from pipeline.sinks.files import CocoResults
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
@@ -239,7 +239,7 @@ def test_coco_results_stay_valid_when_the_disk_is_full(tmp_path: Path) -> None:
 ENDLESS = """
 import sys
 from pathlib import Path
-from benchmarks.people import crowd, poses_of
+from tests.support.people import crowd, poses_of
 from pipeline.sinks.files import CocoResults, JsonLines, OpenPoseFolder
 
 folder = Path(sys.argv[1])

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from benchmarks.people import crowd, poses_of, standing_person
 from nets.skeletons import COCO, CROWDPOSE
 from pipeline.messages import Poses
 from pipeline.sinks.overlay import (
@@ -18,6 +17,7 @@ from pipeline.sinks.overlay import (
     drawn_picture,
     line_width,
 )
+from tests.support.people import crowd, poses_of, standing_person
 
 GREY = 90
 LEFT_ELBOW, RIGHT_ELBOW = 7, 8

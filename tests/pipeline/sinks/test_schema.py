@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.people import crowd, poses_of, standing_person
 from nets.skeletons import SKELETONS
 from pipeline.sinks.schema import (
     Degraded,
@@ -26,6 +25,7 @@ from pipeline.sinks.schema import (
     status_message,
     topic,
 )
+from tests.support.people import crowd, poses_of, standing_person
 from tests.support.places import ROOT
 
 DOCS = ROOT / "docs"

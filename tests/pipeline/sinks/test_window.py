@@ -75,7 +75,7 @@ def run_window(script: str, environment: dict[str, str]) -> str:
         import os, shutil, sys, threading, time
         import cv2
         import numpy as np
-        from benchmarks.people import poses_of, standing_person
+        from tests.support.people import poses_of, standing_person
         from pipeline.sinks.window import Window
 
         stop = threading.Event()

@@ -16,12 +16,12 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks.people import poses_of
 from pipeline.messages import Frame
 from pipeline.sinks.video.segment_index import SegmentIndex, read_index
 from pipeline.sinks.video.segments import Recording
 from pipeline.sinks.video.video_writer import VideoWriter
 from tests.support.clips import kill_once_written
+from tests.support.people import poses_of
 from tests.support.places import ROOT
 
 START_UNIX_S = 1_795_300_000.1234  # of poses_of
@@ -239,7 +239,7 @@ LIMITED = """
 import json, resource, sys
 from pathlib import Path
 import numpy as np
-from benchmarks.people import poses_of
+from tests.support.people import poses_of
 from pipeline.sinks.video.segment_index import SegmentIndex
 from pipeline.sinks.video.segments import Recording
 
@@ -330,7 +330,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import numpy as np
-from benchmarks.people import poses_of
+from tests.support.people import poses_of
 from pipeline.sinks.overlay import picture
 from pipeline.sinks.video.sink import VideoSink
 

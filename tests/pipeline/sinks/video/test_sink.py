@@ -8,11 +8,11 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks.people import poses_of, standing_person
 from pipeline.messages import Poses
 from pipeline.sinks.overlay import drawn_picture, picture
 from pipeline.sinks.video.segment_index import read_index
 from pipeline.sinks.video.sink import VideoSink
+from tests.support.people import poses_of, standing_person
 
 GREY = 90
 

@@ -13,9 +13,9 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks.people import poses_of
 from pipeline.sinks.video.video_writer import VideoWriter
 from tests.support.clips import kill_once_written
+from tests.support.people import poses_of
 
 
 @contextmanager
@@ -154,7 +154,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import numpy as np
-from benchmarks.people import poses_of
+from tests.support.people import poses_of
 from pipeline.sinks.video.video_writer import VideoWriter
 
 writer = VideoWriter(Path(sys.argv[1]))

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.people import poses_of, standing_person
 from kernels.grouping import munkres
 from nets.skeletons import COCO
 from pipeline.messages import Poses
+from tests.support.people import poses_of, standing_person
 
 SIZE = (720, 1280)
 _STRIDES_HZ = 0.9

@@ -21,14 +21,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import jsonschema
 import zmq
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.places import ROOT
+
 _POLL_MS = 100
 _VALIDATE_EVERY = 20  # messages; all of them would take half a core
 _DEAD_SECONDS = 60.0  # to get its first message in

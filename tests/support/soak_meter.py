@@ -23,7 +23,7 @@ from urllib.request import urlopen
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.soak_verdicts import Sample, SourceCount
+from tests.support.soak_verdicts import Sample, SourceCount
 
 _ALIKE_SECONDS = 1.5  # that all cameras have been live
 _AT_ONCE = 40  # requests: more than the page's pool has threads

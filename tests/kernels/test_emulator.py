@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cuda_on_cpu.emulator import (
+from tests.support.cuda_on_cpu.emulator import (
     CpuRawModule,
     EmulatedGpu,
     assert_clean,

@@ -31,12 +31,12 @@ import numpy as np
 
 from kernels.arrays import Function
 from kernels.nvrtc import cuda_source
+from tests.support.places import ROOT
 
 Sanitizer = Literal["thread", "address"]
 Replacements = Sequence[tuple[str, str]]
 
 _HERE = Path(__file__).resolve().parent
-_ROOT = _HERE.parent.parent
 _FLAGS = ("-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique")
 _ARITHMETIC = ("-ffp-contract=off", "-fno-strict-aliasing")  # no fused multiply-add; CUDA's casts
 _SANITIZERS: dict[Sanitizer, tuple[str, ...]] = {
@@ -377,12 +377,12 @@ def sanitizer_report(
         "ASAN_OPTIONS": "detect_leaks=0 exitcode=66",
         "UBSAN_OPTIONS": "print_stacktrace=1 exitcode=66",
     }
-    code = f"from tests.cuda_on_cpu.emulator import _run_job; _run_job({job})"
+    code = f"from tests.support.cuda_on_cpu.emulator import _run_job; _run_job({job})"
     result = subprocess.run(
         # Old sanitizers need memory to lie where they expect it.
         ["setarch", platform.machine(), "-R", sys.executable, "-c", code],
         check=False,
-        cwd=_ROOT,
+        cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
@@ -393,7 +393,7 @@ def sanitizer_report(
 
 def _run_job(job: tuple[str, str, Sanitizer, list[str], list[tuple[str, str]]]) -> None:
     file, name, sanitize, defines, replace = job
-    module = ".".join(Path(file).resolve().relative_to(_ROOT).with_suffix("").parts)
+    module = ".".join(Path(file).resolve().relative_to(ROOT).with_suffix("").parts)
     call = getattr(importlib.import_module(module), name)
     call(EmulatedGpu(sanitize=sanitize, defines=defines, replace=replace))
 
@@ -408,7 +408,7 @@ def _compiler_file(name: str) -> str:
 
 
 def _require_single_places(replace: Replacements) -> None:
-    folder = _ROOT / "kernels"
+    folder = ROOT / "kernels"
     texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.cu*"))]
     for old, _ in replace:
         places = sum(text.count(old) for text in texts)

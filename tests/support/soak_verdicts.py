@@ -17,7 +17,7 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.soak_clients import Fault
+from tests.support.soak_clients import Fault
 
 MARK_SECONDS = 120.0  # "minute 2"
 IN_FLIGHT = 8  # frames of one source between its decoder and its poses: a queue is one or two
