@@ -24,7 +24,7 @@ from pipeline.config import ConfigError, SourceConfig, StreamConfig
 from pipeline.gpu.placement import Placement, cuda_devices
 from pipeline.messages import NetOutput, Poses
 from pipeline.runtime.counted import Counted, CountedSink, give_present
-from pipeline.runtime.load.contract import LoadWatch, StepTaker, check_contract, degraded, steps_for
+from pipeline.runtime.load.contract import LoadWatch, StepTaker, check_contract, steps_for
 from pipeline.runtime.load.shedding import Shedding
 from pipeline.runtime.meeting import Awaited, check_addresses
 from pipeline.runtime.processes import PARTS, Children, Part, endpoint, is_child, is_orphan
@@ -34,13 +34,14 @@ from pipeline.runtime.queues.queue import Queue
 from pipeline.runtime.source_set import SourceSet
 from pipeline.runtime.stage import Stage, StageError
 from pipeline.runtime.stats import Stats
+from pipeline.runtime.status import StreamStatus, statuses
 from pipeline.runtime.stop import StopRequest
 from pipeline.sinks.files import CocoResults, JsonLines, OpenPoseFolder
 from pipeline.sinks.overlay import Draw, SharedPictures, drawn_picture, picture
 from pipeline.sinks.page.api import PageSubject
 from pipeline.sinks.page.page import Page
 from pipeline.sinks.publisher.publisher import Publisher
-from pipeline.sinks.schema import StreamStatus, new_session
+from pipeline.sinks.schema import new_session
 from pipeline.sinks.sink import Adapted, ForgetsSources, OwnSink, Sink
 from pipeline.sinks.video.sink import VideoSink
 from pipeline.sinks.window import Window
@@ -458,23 +459,7 @@ class Stream:
 
     def status(self) -> Mapping[str, StreamStatus]:
         """How each source does, by name; from any thread."""
-        snapshot = self.stats.snapshot()
-        given_up = degraded(snapshot["load"])
-        return {
-            name: StreamStatus(
-                # Of a source in another process only its results are known.
-                state=source["state"] or ("live" if source["fps"] > 0 else "stalled"),
-                reason=source["reason"],
-                since_unix_s=source["since_unix_s"] if source["state"] else None,
-                retries=source["retries"],
-                tainted=source["tainted"],
-                fps=source["fps"],
-                dropped=source["dropped"],
-                latency_ms=source["latency_ms"],
-                degraded=given_up,
-            )
-            for name, source in snapshot["sources"].items()
-        }
+        return statuses(self.stats.snapshot())
 
 
 def _log_failure(error: StageError, *, is_own: bool) -> int:

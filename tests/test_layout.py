@@ -67,6 +67,26 @@ def test_no_cycle_between_files() -> None:
         pytest.fail(f"these files import each other: {' -> '.join(error.args[1])}")
 
 
+def test_no_cycle_between_the_rooms_of_pipeline() -> None:
+    graph: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        room = _room_of_pipeline(name)
+        if room is not None:
+            used = {_room_of_pipeline(other) for other in _imports(path) & set(MODULES)}
+            graph.setdefault(room, set()).update(used - {room, None})  # type: ignore[arg-type]
+    assert graph.keys() >= {"gpu", "runtime", "sinks", "sources", "selftest"}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"these rooms import each other: {' -> '.join(error.args[1])}")
+
+
+def _room_of_pipeline(module: str) -> str | None:
+    """sinks for pipeline.sinks.page.api; None for pipeline.config and for other packages."""
+    package, *parts = MODULES[module].relative_to(ROOT).parts
+    return parts[0] if package == "pipeline" and len(parts) > 1 else None
+
+
 def test_sources_know_nothing_of_stages_and_queues() -> None:
     for path in sorted((ROOT / "pipeline" / "sources").rglob("*.py")):
         above = {n for n in _imports(path) if n.startswith(("pipeline.runtime", "pipeline.sinks"))}

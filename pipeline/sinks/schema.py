@@ -8,54 +8,19 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import msgpack
 import numpy as np
 
 from common.redaction import redact
 from pipeline.messages import Poses
+from pipeline.runtime.status import StreamStatus
 
 POSE_SCHEMA = "pose/1"
 STATUS_SCHEMA = "status/1"
 
 Message = dict[str, Any]
-
-
-class Degraded(TypedDict):
-    """What a stream gives up under a load that does not fit; all its sources alike."""
-
-    step: int
-    input_size: int
-    refine: str
-    fps: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStatus:
-    """How one stream is doing; what a status message says of it."""
-
-    state: str
-    """Of its source, in one word, one of source_state.SourceState; see docs/schema.md."""
-    fps: float
-    """Frames with poses a second, lately."""
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    """Frames that did not become poses since the start, by reason."""
-    latency_ms: Mapping[str, float] = field(default_factory=dict)
-    """Capture-to-pose latency, lately: p50, p95, p99."""
-    reason: str = ""
-    """Why the source is in that state; empty while all is well."""
-    since_unix_s: float | None = None
-    """Wall clock at which the state began; None where the source is in another process."""
-    retries: Mapping[str, int] = field(default_factory=dict)
-    """How often its connection was lost or did not come about, by reason in one word."""
-    tainted: int = 0
-    """Frames that were damaged, or predicted from damaged ones."""
-    degraded: Degraded | None = None
-    """What is given up because the load does not fit; None while nothing is."""
 
 
 def new_session() -> str:

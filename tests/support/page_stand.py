@@ -15,9 +15,9 @@ import numpy as np
 from pipeline.config import PageConfig, SourceConfig
 from pipeline.messages import Poses
 from pipeline.runtime.stats import Stats
+from pipeline.runtime.status import StreamStatus
 from pipeline.sinks.page.api import PageSubject
 from pipeline.sinks.page.page import Page
-from pipeline.sinks.schema import StreamStatus
 from tests.support.people import poses_of, standing_person
 
 SIZE = (360, 640)

@@ -31,7 +31,6 @@ from pipeline.runtime.load.load_control import (
 from pipeline.runtime.load.shedding import Shedding
 from pipeline.runtime.stage import Stage
 from pipeline.runtime.stats import LoadSnapshot, Stats
-from pipeline.sinks.schema import Degraded
 
 if TYPE_CHECKING:  # their libraries take seconds to import
     from pipeline.poses import FindPoses
@@ -138,19 +137,6 @@ class StepTaker:
         stage.post(limit)
         stage, find_poses = self._poses
         stage.post(partial(find_poses.set_refine, step.refine))
-
-
-def degraded(load: LoadSnapshot | None) -> Degraded | None:
-    """What status messages say of a load; None where nothing is given up."""
-    if load is None or load["step"] == 0:
-        return None
-    return {
-        "step": load["step"],
-        "input_size": load["input_size"],
-        "refine": load["refine"],
-        "fps": load["fps"],
-        "reason": load["reason"],
-    }
 
 
 def steps_for(

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from common.redaction import redact
 from pipeline.config import SourceConfig
 from pipeline.runtime.stats import Stats
-from pipeline.sinks.schema import StreamStatus
+from pipeline.runtime.status import StreamStatus
 from pipeline.sources.status import SourceState
 
 SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp")

@@ -31,11 +31,11 @@ import zmq
 
 from common.addresses import IN_USE, why_not_here
 from pipeline.messages import Poses
+from pipeline.runtime.status import StreamStatus
 from pipeline.sinks.publisher.admission import Admission
 from pipeline.sinks.publisher.overflows import Overflows
 from pipeline.sinks.schema import (
     Message,
-    StreamStatus,
     encode_json,
     encode_msgpack,
     new_session,

@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nets.skeletons import SKELETONS
+from pipeline.runtime.status import Degraded, StreamStatus
 from pipeline.sinks.schema import (
-    Degraded,
-    StreamStatus,
     encode_json,
     encode_msgpack,
     new_session,

@@ -17,11 +17,11 @@ import pytest
 import zmq
 import zmq.auth
 
+from pipeline.runtime.status import StreamStatus
 from pipeline.sinks.publisher import admission
 from pipeline.sinks.publisher.admission import Admission, Refusals
 from pipeline.sinks.publisher.curve import make_keys
 from pipeline.sinks.publisher.publisher import Publisher
-from pipeline.sinks.schema import StreamStatus
 from tests.support.people import crowd, poses_of
 
 pytestmark = pytest.mark.timeout(60)

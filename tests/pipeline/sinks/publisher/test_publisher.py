@@ -22,9 +22,10 @@ import numpy as np
 import pytest
 import zmq
 
+from pipeline.runtime.status import StreamStatus
 from pipeline.sinks.publisher.curve import make_keys
 from pipeline.sinks.publisher.publisher import Publisher, checked_endpoint
-from pipeline.sinks.schema import StreamStatus, pose_message
+from pipeline.sinks.schema import pose_message
 from tests.support.people import crowd, poses_of
 from tests.support.places import ROOT
 
