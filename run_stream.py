@@ -3,8 +3,11 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from pipeline.sinks.table import ROWS, Option
 
 EXAMPLES = """\
 examples:
@@ -90,20 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-age-ms", type=float, metavar="MS", help="leave camera frames that are older")
 
     add = parser.add_argument_group("what comes out").add_argument
-    add("--save", metavar="VIDEO", help="skeletons over the picture, .mp4 or .mkv")
-    add("--save-clean", metavar="VIDEO", help="the pictures as they came, .mp4 or .mkv")
-    add("--segment-s", type=float, metavar="S", help="begin new video files every S seconds")
-    add("--jsonl", metavar="FILE", help="poses, one JSON message a line; - is standard output")
-    add("--openpose", metavar="FOLDER", help="poses as OpenPose JSON, one file a frame")
-    add("--coco", metavar="FILE", help="poses as COCO keypoint results")
-    add("--publish", metavar="ENDPOINT", help="poses over ZeroMQ, for example tcp://127.0.0.1:5556")
-    add(
-        "--curve-dir",
-        metavar="DIR",
-        help="keys for --publish (pipeline/sinks/publisher/curve.py makes some)",
-    )
-    add("--show", action="store_true", help="a window on this screen")
-    add("--serve", metavar="HOST:PORT", help="a page in the browser, for example 127.0.0.1:8000")
+    for row in ROWS:
+        for option in row.options:
+            _add_option(add, option)
     add("--privacy", action="store_true", help="no pixel leaves: all drawing is on black")
 
     add = parser.add_argument_group("the rest").add_argument
@@ -118,10 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_option(add: Callable[..., object], option: Option) -> None:
+    if option.metavar is None:
+        add(option.flag, action="store_true", help=option.help)
+    else:
+        add(option.flag, metavar=option.metavar, type=option.type, help=option.help)
+
+
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given as options, by name."""
     size = options.input_size
     width, _, height = (size or "").partition("x")
+    of_sinks = [option for row in ROWS for option in row.options]
     return _given(
         **{
             "weights": options.weights,
@@ -133,16 +133,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
             "preprocess.canvas": (height, width) if height else None,
             "contract.target_fps": options.target_fps,
             "contract.max_age_ms": options.max_age_ms,
-            "overlay.path": options.save,
-            "overlay.clean": options.save_clean,
-            "overlay.segment_s": options.segment_s,
-            "recorder.jsonl": options.jsonl,
-            "recorder.openpose": options.openpose,
-            "recorder.coco": options.coco,
-            "publisher.endpoint": options.publish,
-            "publisher.curve_dir": options.curve_dir,
-            "viewer.show": options.show,
-            "page.serve": options.serve,
+            **{option.setting: getattr(options, option.dest) for option in of_sinks},
             "privacy": options.privacy,
             "tracker.enabled": "off" if options.no_track else None,
             "smooth.enabled": "off" if options.no_smooth else None,

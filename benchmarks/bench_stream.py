@@ -284,7 +284,7 @@ def bench_throughput(net: str, *, rounds: int, num_frames: int) -> Row:
         ways: dict[str, dict[str, Any]] = {
             "stream": {},
             "stream --jsonl": {"recorder": {"jsonl": f"{folder}/poses.jsonl"}},
-            "stream --save": {"overlay": {"path": f"{folder}/poses.mp4"}},
+            "stream --save": {"video": {"path": f"{folder}/poses.mp4"}},
         }
         runs: dict[str, list[Run]] = {way: [] for way in ("loop", *ways)}
         for number in range(rounds):

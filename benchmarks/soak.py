@@ -250,7 +250,7 @@ def _stream(folder: Path, plan: Plan, servers: list[RtspServer]) -> Iterator[Run
             for name, server in zip(CAMERAS, servers, strict=True)
         ],
         "preprocess": {"input_size": plan.net_side},
-        "overlay": {
+        "video": {
             "path": str(folder / "poses.mp4"),
             "segment_s": max(2.0, min(60.0, plan.seconds / 10)),
         },

@@ -11,7 +11,8 @@
 
 What they stand on:
 
-    stream.py       which stage runs where; starts, watches and stops them all
+    stream.py       builds the stream from top to bottom; starts, watches and stops its stages
+    stages.py       makes the stages; queues.py: what joins them
     network.py      what the stages between frames and poses do
     messages.py     what crosses the queues
     config.py       the settings of a stream

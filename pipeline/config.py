@@ -28,6 +28,12 @@ from common.redaction import redact
 _MAX_PORT = 65535  # ZeroMQ itself takes 99999 for 34463
 
 
+_RENAMED = {
+    f"overlay.{name}": f"video.{name}"
+    for name in ("path", "clean", "segment_s", "keep_gb", "keep_hours")
+}
+
+
 class ConfigError(ValueError):
     """A setting that cannot be used: says which, what was got and what is expected."""
 
@@ -193,7 +199,7 @@ class ContractConfig(_Settings):
     """Of the input size: it does not shrink further for the sake of target_fps."""
 
 
-class OverlayConfig(_Settings):
+class VideoConfig(_Settings):
     """Videos of every source: with skeletons drawn over the picture, as it came, or both."""
 
     path: Path | None = None
@@ -208,6 +214,19 @@ class OverlayConfig(_Settings):
     """Remove the oldest segments when those of one video, all sources together, take more."""
     keep_hours: Annotated[float, Field(gt=0.0)] | None = None
     """Remove segments when they are older. Both are looked at when a segment begins."""
+
+    @model_validator(mode="after")
+    def _settings_have_a_video(self) -> VideoConfig:
+        if self.segment_s is not None and self.path is None and self.clean is None:
+            raise ValueError("segment_s needs a video (--save or --save-clean)")
+        if self.segment_s is None and (self.keep_gb is not None or self.keep_hours is not None):
+            raise ValueError("keep_gb and keep_hours remove whole segments; give segment_s too")
+        return self
+
+
+class OverlayConfig(_Settings):
+    """How poses are drawn, in videos and windows."""
+
     picture: bool = True
     """False draws the skeletons on black."""
     min_keypoint_score: Fraction = 0.1
@@ -216,14 +235,6 @@ class OverlayConfig(_Settings):
     """What a skeleton's colours tell apart: sides of the body, or people."""
     smoothed: bool = True
     """Draw the smoothed keypoints where there are any; False draws the raw ones."""
-
-    @model_validator(mode="after")
-    def _settings_have_a_video(self) -> OverlayConfig:
-        if self.segment_s is not None and self.path is None and self.clean is None:
-            raise ValueError("segment_s needs a video (--save or --save-clean)")
-        if self.segment_s is None and (self.keep_gb is not None or self.keep_hours is not None):
-            raise ValueError("keep_gb and keep_hours remove whole segments; give segment_s too")
-        return self
 
 
 class RecorderConfig(_Settings):
@@ -315,6 +326,7 @@ class StreamConfig(_Settings):
     smooth: SmoothConfig = SmoothConfig()
     contract: ContractConfig = ContractConfig()
     overlay: OverlayConfig = OverlayConfig()
+    video: VideoConfig = VideoConfig()
     recorder: RecorderConfig = RecorderConfig()
     publisher: PublisherConfig = PublisherConfig()
     viewer: ViewerConfig = ViewerConfig()
@@ -326,18 +338,11 @@ class StreamConfig(_Settings):
 
     @model_validator(mode="after")
     def _privacy_is_kept(self) -> StreamConfig:
-        if self.privacy and self.overlay.clean is not None:
-            raise ValueError("privacy forbids overlay.clean (--save-clean), which records pictures")
+        if self.privacy and self.video.clean is not None:
+            raise ValueError("privacy forbids video.clean (--save-clean), which records pictures")
         if self.privacy and self.queues.frames != "inproc":
             raise ValueError("privacy forbids queues.frames, which sends pictures; leave it inproc")
         return self
-
-    def shows_pictures(self, sink: str) -> bool:
-        """Whether a sink gets pixels: the one place that says so, privacy included."""
-        if self.privacy:
-            return False
-        drawn = sink in ("overlay", "viewer") and self.overlay.picture
-        return drawn or sink in ("clean", "page")
 
 
 def load_config(
@@ -444,7 +449,9 @@ def _one_line(error: ValidationError) -> str:
     """The first complaint in our words; how many more there are."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] == "extra_forbidden" and key in _RENAMED:
+        text = f"setting {key!r} is now {_RENAMED[key]!r}"
+    elif problem["type"] == "extra_forbidden":
         text = f"unknown setting {key!r}{_nearest(problem['loc'])}"
     else:
         message = problem["msg"].removeprefix("Value error, ")

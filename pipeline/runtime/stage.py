@@ -55,6 +55,7 @@ class Stage(threading.Thread):
         open: called in the stage's thread before the first message.
         close: called in the stage's thread after the last message; always, also after a failure
             (even of `open`) and a stop. A file is finished here.
+        forget: forgets what is kept of a source, by its name; see forget_source().
         stats: where the work is counted.
         stop: shared by all stages of the stream: once set, all of them end soon.
         fatal: False: a failure ends this stage alone, its outputs get END and the others go on
@@ -75,6 +76,7 @@ class Stage(threading.Thread):
         admit: Callable[[Sequence[Message]], Sequence[Message]] | None = None,
         open: Callable[[], None] | None = None,
         close: Callable[[], None] | None = None,
+        forget: Callable[[str], None] | None = None,
         stats: Stats,
         stop: threading.Event,
         fatal: bool = True,
@@ -98,6 +100,7 @@ class Stage(threading.Thread):
         self._admit = admit
         self._open = open
         self._close = close
+        self._forget = forget
         self._stats = stats
         self._stop_event = stop
         self._fatal = fatal
@@ -131,6 +134,11 @@ class Stage(threading.Thread):
         """Receive from one queue more, while the stage runs; as `soon`. Needs `batch`."""
         assert self._batch is not None, "several inputs need a batch size"
         return self.post(partial(self._make_receiver, queue))
+
+    def forget_source(self, name: str) -> None:
+        """A source has gone: what the stage keeps of it is given up between two messages."""
+        if self._forget is not None:
+            self.post(partial(self._forget, name))
 
     def let_end(self) -> None:
         """The stage no longer waits for inputs to come: it ends with those it has."""

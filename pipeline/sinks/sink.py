@@ -13,6 +13,7 @@ source nor the other sinks.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -45,6 +46,26 @@ class ForgetsSources(Protocol):
 
     def forget_source(self, name: str) -> None:
         """Finish what belongs to a source that has gone; another may come under its name."""
+
+
+@runtime_checkable
+class CountsUnwritten(Protocol):
+    """A sink that goes on where its disk cannot be written, and counts what is missing."""
+
+    def unwritten(self) -> dict[str, dict[str, int]]:
+        """Frames that are in no file, by source and reason; from any thread."""
+
+
+@runtime_checkable
+class NeedsMainThread(Protocol):
+    """A sink that shows windows, which only the main thread may do."""
+
+    def run(self, stop: threading.Event, *, meanwhile: Callable[[], None] | None = None) -> None:
+        """Work until the stream ends or `stop` is set, which a user can do here too.
+
+        Args:
+            meanwhile: what else the main thread has to look after; called many times a second.
+        """
 
 
 class Adapted:

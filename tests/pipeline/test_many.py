@@ -117,7 +117,7 @@ def test_the_frames_of_all_cameras_that_are_ready_go_in_one_pass() -> None:
 def test_a_source_comes_and_goes_while_the_others_run(tmp_path: Path) -> None:
     """Files are finished when it goes, topics come and end with `ended`, and names are free."""
     settings = {
-        "overlay": {"path": str(tmp_path / "poses.mp4")},
+        "video": {"path": str(tmp_path / "poses.mp4")},
         "recorder": {"jsonl": str(tmp_path / "poses.jsonl"), "coco": str(tmp_path / "coco.json")},
         "publisher": {"endpoint": f"ipc://{tmp_path}/poses"},
     }

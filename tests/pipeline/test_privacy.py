@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import pytest
 
 from pipeline.config import ConfigError, StreamConfig, load_config
 from pipeline.messages import Poses
+from pipeline.sinks import table
 from pipeline.sinks.overlay import drawn_picture
 from pipeline.sinks.page.page import Page
 from pipeline.sinks.page.viewers import View
-from pipeline.stream import Stream, _draw, _sink_names
+from pipeline.sinks.sink import Sink
+from pipeline.sinks.table import ROWS, Row, SinkContext, asked_rows
+from pipeline.stream import Stream
 from run_stream import _parser, _settings
 from tests.support.page_stand import COLOR_BGR, Stand, picture_of, serving, split_body
 from tests.support.painted import grid_people, paint, painted_model
+from tests.support.sink_context import context_of
 
 pytestmark = pytest.mark.timeout(90)
 SIZE = (256, 384)
@@ -51,25 +56,27 @@ def test_no_sink_gets_pixels(
     """Every sink at once, those of pictures too; the control, without privacy, does get them."""
     saved = tmp_path / "poses.mp4"
     got: dict[str, bool] = {}
-    sink_of = Stream._sink
 
-    def spied(self: Stream, name: str, session: str) -> Any:
-        sink = sink_of(self, name, session)
-        call = type(sink).__call__
+    def spied(row: Row) -> Row:
+        def make(value: Any, context: SinkContext) -> Sink:
+            sink = row.make(value, context)
+            call = type(sink).__call__
 
-        class Spy:
-            def __call__(self, poses: Poses) -> None:
-                got[name] = poses.frame.has_pixels
-                call(sink, poses)
+            class Spy:
+                def __call__(self, poses: Poses) -> None:
+                    got[row.name] = poses.frame.has_pixels
+                    call(sink, poses)
 
-            def close(self) -> None:
-                sink.close()
+                def close(self) -> None:
+                    sink.close()
 
-        return Spy()
+            return Spy()
 
-    monkeypatch.setattr(Stream, "_sink", spied)
+        return replace(row, make=make)
+
+    monkeypatch.setattr(table, "ROWS", [spied(row) for row in table.ROWS])
     asked = {
-        "overlay.path": str(saved),
+        "video.path": str(saved),
         "recorder.jsonl": str(tmp_path / "poses.jsonl"),
         "recorder.coco": str(tmp_path / "coco.json"),
         "recorder.openpose": str(tmp_path / "openpose"),
@@ -78,7 +85,7 @@ def test_no_sink_gets_pixels(
     }
     config = settings(tmp_path, privacy=privacy, **asked)
     assert Stream(config, model=painted_model()).run() == 0
-    assert set(got) == set(_sink_names(config))
+    assert set(got) == {row.name for row in asked_rows(config)}
     assert got["overlay"] is not privacy
     assert got["page"] is not privacy
     assert not privacy or not any(got.values())
@@ -93,7 +100,7 @@ def test_no_sink_gets_pixels(
 def test_drawing_is_on_black_for_video_and_window_alike() -> None:
     config = load_config(sources=["demo"], settings={"privacy": True, "viewer.show": True})
     stand = Stand()
-    picture = _draw(config)(stand.poses().without_pixels())
+    picture = context_of(config).draw(stand.poses().without_pixels())
     expected = drawn_picture(stand.poses(), on_black=True)
     assert picture.shape == expected.shape
     assert not (picture == COLOR_BGR).all(axis=-1).any()
@@ -106,16 +113,16 @@ def test_frames_that_would_leave_the_process_are_refused(cut: str) -> None:
 
 
 def test_a_clean_video_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^privacy forbids overlay\.clean"):
-        load_config(sources=["demo"], settings={"privacy": True, "overlay.clean": "clean.mp4"})
+    with pytest.raises(ConfigError, match=r"^privacy forbids video\.clean"):
+        load_config(sources=["demo"], settings={"privacy": True, "video.clean": "clean.mp4"})
 
 
-@pytest.mark.parametrize("sink", ["overlay", "clean", "viewer", "page", "publisher", "unheard-of"])
-def test_poses_cross_to_other_processes_without_pixels(sink: str) -> None:
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_poses_cross_to_other_processes_without_pixels(row: Row) -> None:
     config = load_config(
         sources=["demo"], settings={"privacy": True, "queues.poses": "tcp://127.0.0.1:5600"}
     )
-    assert not config.shows_pictures(sink)
+    assert not row.needs_pixels(config)
 
 
 def test_the_page_draws_on_black_even_if_pixels_reach_it(

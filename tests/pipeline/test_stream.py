@@ -79,7 +79,7 @@ def test_a_clip_becomes_poses_video_and_files(clip: Path, tmp_path: Path) -> Non
         "recorder.jsonl": tmp_path / "poses.jsonl",
         "recorder.openpose": tmp_path / "openpose",
         "recorder.coco": tmp_path / "coco.json",
-        "overlay.path": tmp_path / "overlay.mp4",
+        "video.path": tmp_path / "overlay.mp4",
     }
     assert run_painted(settings(clip, **{name: str(path) for name, path in outputs.items()})) == 0
 
@@ -93,7 +93,7 @@ def test_a_clip_becomes_poses_video_and_files(clip: Path, tmp_path: Path) -> Non
 
     assert len(list((tmp_path / "openpose").iterdir())) == 30
     assert len(json.loads(outputs["recorder.coco"].read_text())) == 60
-    with av.open(str(outputs["overlay.path"])) as container:
+    with av.open(str(outputs["video.path"])) as container:
         frames = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
     assert len(frames) == 30
     assert frames[0].shape == (*SIZE, 3)
@@ -185,7 +185,7 @@ def test_several_sources_share_the_network(clip: Path, tmp_path: Path) -> None:
             "inference.engine": "torch",
             "poses.refine": "off",
             "recorder.jsonl": str(jsonl),
-            "overlay.path": str(overlay),
+            "video.path": str(overlay),
         },
     )
     assert run_painted(config) == 0
@@ -247,7 +247,7 @@ def test_a_stage_that_fails_stops_the_stream_and_files_are_finished(
     find_poses = FindPoses.__call__
     monkeypatch.setattr(FindPoses, "__call__", failing)
     jsonl, overlay = tmp_path / "poses.jsonl", tmp_path / "overlay.mp4"
-    config = settings(clip, **{"recorder.jsonl": str(jsonl), "overlay.path": str(overlay)})
+    config = settings(clip, **{"recorder.jsonl": str(jsonl), "video.path": str(overlay)})
     assert run_painted(config) == 1
     num_messages = len(read_messages(jsonl))
     assert 5 <= num_messages <= 7

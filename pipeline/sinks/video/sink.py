@@ -18,6 +18,11 @@ from pipeline.sinks.video.segments import Recording
 from pipeline.sinks.video.video_writer import VIDEO_SUFFIXES
 
 
+def index_path(path: Path) -> Path:
+    """Where the segments of a video are listed."""
+    return path.with_name(path.name + ".jsonl")
+
+
 class VideoSink:
     """The sink of `--save` and `--save-clean`."""
 
@@ -50,9 +55,8 @@ class VideoSink:
         self._segment_s = segment_s
         self._index: SegmentIndex | None = None
         if segment_s is not None:
-            index_path = path.with_name(path.name + ".jsonl")
-            check_output_file(index_path)
-            self._index = SegmentIndex(index_path, keep_gb=keep_gb, keep_hours=keep_hours)
+            check_output_file(index_path(path))
+            self._index = SegmentIndex(index_path(path), keep_gb=keep_gb, keep_hours=keep_hours)
         self._recordings: dict[str, Recording] = {}
         self._claims = Claims()
         if not per_source and segment_s is None:  # names of segments are always new

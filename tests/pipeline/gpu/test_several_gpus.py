@@ -171,7 +171,7 @@ def test_pictures_are_worked_on_where_they_were_decoded(
     monkeypatch.setattr(Gpus, "gpu_of", noted)
     overlay = tmp_path / "overlay.mp4"
     config = config_of(clip, 3, tmp_path / "poses.jsonl").model_copy(
-        update={"overlay": load_config(settings={"overlay.path": str(overlay)}).overlay}
+        update={"video": load_config(settings={"video.path": str(overlay)}).video}
     )
     assert Stream(config).run() == 0
     assert_all_is_there(messages_of(tmp_path / "poses.jsonl"), 3)

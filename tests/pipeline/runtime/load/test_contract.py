@@ -89,9 +89,7 @@ def test_a_stream_steps_down_and_comes_back(
         assert status is not None
         assert status["input_size"] < SIDE
         assert "4 sources should give" in status["reason"]
-        page = stream._page_subject().stats.snapshot()["load"]
-        assert page is not None
-        assert f"input {page['input_size']}" in page["text"]
+        assert f"input {load()['input_size']}" in load()["text"]
         for source in sources[1:]:
             stream.remove_source(source["name"])
         wait_until(lambda: load()["step"] == 0)
