@@ -201,7 +201,7 @@ def test_segments_of_drawn_and_clean_pictures_and_a_kill(tmp_path: Path) -> None
     result = run("demo", "--max-frames", "50", *saving)
     assert result.returncode == 0
     assert result.stderr.count("No space left on device; the stream goes on") == 1
-    lost = re.search(r"overlay: demo: pictures not recorded: (\d+) disk_full", result.stderr)
+    lost = re.search(r"overlay: demo: frames not written: (\d+) disk_full", result.stderr)
     assert lost is not None
     later = [num_video_frames(path) for path in tmp_path.glob("full-*.mp4")]  # on a real disk
     assert int(lost[1]) + sum(later) == 50

@@ -98,12 +98,12 @@ class Progress:
         if stages:
             lines.append(f"median ms by stage: {stages}")
         for sink, sources in snapshot["unwritten"].items():
-            lines += [f"{sink}: {name}: {_not_recorded(n)}" for name, n in sources.items()]
+            lines += [f"{sink}: {name}: {_not_written(n)}" for name, n in sources.items()]
         return lines
 
 
-def _not_recorded(counts: dict[str, int]) -> str:
-    return f"pictures not recorded: {_by_reason(counts)}"
+def _not_written(counts: dict[str, int]) -> str:
+    return f"frames not written: {_by_reason(counts)}"
 
 
 def _by_reason(counts: Mapping[str, int]) -> str:

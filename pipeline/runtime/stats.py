@@ -172,7 +172,7 @@ class Stats:
         self._overflows = overflows
 
     def watch_unwritten(self, sink: str, counts: Callable[[], dict[str, dict[str, int]]]) -> None:
-        """Ask a video sink what it could not write (by source and reason) whenever wanted."""
+        """Ask a sink what it could not write (by source and reason) whenever wanted."""
         with self._lock:
             self._unwritten[sink] = counts
 
@@ -444,7 +444,7 @@ def _unwritten_metric(unwritten: dict[str, dict[str, dict[str, int]]]) -> Metric
     from prometheus_client.core import CounterMetricFamily
 
     metric = CounterMetricFamily(
-        "pose_pictures_unwritten", "Pictures that could not be recorded", None,
+        "pose_frames_unwritten", "Frames that a sink could not write to its disk", None,
         ["stream", "sink", "reason"],
     )  # fmt: skip
     for sink, sources in unwritten.items():

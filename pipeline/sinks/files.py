@@ -9,26 +9,25 @@ Knows nothing of pictures.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import sys
-import time
 from collections import Counter
-from io import FileIO, RawIOBase
+from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from pipeline.messages import Frame, Poses
+from pipeline.sinks.line_file import LineFile
 from pipeline.sinks.outputs import (
-    Claim,
     Claims,
     OutputNames,
+    beside,
     check_output_file,
     check_output_folder,
     file_word,
     holds_something,
-    timed_path,
 )
 from pipeline.sinks.schema import (
     encode_json,
@@ -36,10 +35,7 @@ from pipeline.sinks.schema import (
     pose_message,
     rounded_keypoints,
 )
-
-_log = logging.getLogger(__name__)
-
-_CALM_SECONDS = 10.0  # without a failure, before a file counts as writable again
+from pipeline.sinks.unwritten import Unwritten
 
 
 class JsonLines:
@@ -57,7 +53,8 @@ class JsonLines:
         """
         self._session = session or new_session()
         self._num_messages: Counter[str] = Counter()
-        self._file = None if path == "-" else _LineFile(Path(path), keep=live)
+        self._file = None if path == "-" else LineFile(Path(path), keep=live)
+        self._unwritten = Unwritten(Path(path))
 
     def __call__(self, poses: Poses) -> None:
         source = poses.frame.source
@@ -65,84 +62,18 @@ class JsonLines:
         self._num_messages[source] += 1
         line = encode_json(message) + b"\n"
         if self._file is not None:
-            self._file.write(line)
+            self._unwritten.attempt(source, partial(self._file.write, line))
         else:
             sys.stdout.buffer.write(line)
             sys.stdout.buffer.flush()
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-class _LineFile:
-    """A file of whole lines. A line that finds no room is missing, and the stream goes on."""
-
-    def __init__(self, path: Path, *, keep: bool) -> None:
-        """Claim the file; with keep what is in it stays."""
-        check_output_file(path)
-        self._path = path
-        self._keep = keep
-        self._claim = Claim(path)
-        self._file: RawIOBase | None = None
-        self._size = 0
-        self._num_missing = 0
-        self._failed_at: float | None = None  # until it is told that it works again
-
-    def write(self, line: bytes) -> None:
-        """In one write, so that a reader sees it whole or not at all."""
-        try:
-            file = self._file = self._file or self._open()
-            written = file.write(line) or 0
-            if written < len(line):
-                os.truncate(self._path, self._size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._size += written
-        except OSError as error:
-            self._note_failure(error)
-        else:
-            self._note_success()
+    def unwritten(self) -> dict[str, dict[str, int]]:
+        """See Unwritten.counts."""
+        return self._unwritten.counts()
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-        self._claim.close()
-
-    def _open(self) -> RawIOBase:
-        is_spoilt = self._keep and not _ends_with_a_line(self._path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if self._keep else os.O_TRUNC)
-        file = FileIO(os.open(self._path, flags, 0o666), "ab")
-        if is_spoilt:
-            file.write(b"\n")
-        self._size = os.fstat(file.fileno()).st_size
-        return file
-
-    def _note_failure(self, error: OSError) -> None:
-        self._num_missing += 1
-        if self._failed_at is None:
-            _log.warning(
-                "%s: cannot be written: %s; the stream goes on, lines are missing until this is "
-                "over",
-                self._path,
-                error.strerror or error,
-            )
-        self._failed_at = time.monotonic()
-
-    def _note_success(self) -> None:
-        if self._failed_at is not None and time.monotonic() >= self._failed_at + _CALM_SECONDS:
-            _log.warning(
-                "%s: can be written again; %d lines are missing", self._path, self._num_missing
-            )
-            self._failed_at = None
-
-
-def _ends_with_a_line(path: Path) -> bool:
-    """False where the machine died in the last line of an earlier run."""
-    if not holds_something(path):
-        return True
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
 
 
 class OpenPoseFolder:
@@ -166,6 +97,7 @@ class OpenPoseFolder:
         """
         self._folder = folder
         self._per_source = per_source
+        self._unwritten = Unwritten(folder)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file; OpenPose JSON needs a folder")
         check_output_folder(folder if folder.exists() else folder.parent)
@@ -176,22 +108,34 @@ class OpenPoseFolder:
                 f"folder {folder} holds the keypoints of an earlier run; remove them or choose "
                 "another folder"
             )
-        self._folder = _beside(folder)
+        self._folder = beside(folder)
 
     def __call__(self, poses: Poses) -> None:
         frame = poses.frame
         source = file_word(frame.source)
         folder = self._folder / source if self._per_source else self._folder
-        folder.mkdir(parents=True, exist_ok=True)
         name = Path(frame.image_name).stem if frame.image_name else source
         path = folder / f"{name}_{frame.index:012d}_keypoints.json"
-        # Made under another name, then renamed: whoever watches the folder sees whole files only.
-        unfinished = path.with_suffix(".part")
-        unfinished.write_bytes(encode_json(_openpose(poses)))
-        unfinished.replace(path)
+        self._unwritten.attempt(frame.source, partial(_write_whole, path, _openpose(poses)))
+
+    def unwritten(self) -> dict[str, dict[str, int]]:
+        """See Unwritten.counts."""
+        return self._unwritten.counts()
 
     def close(self) -> None:
         """Nothing is left open: every file was finished when it was written."""
+
+
+def _write_whole(path: Path, content: dict[str, Any]) -> None:
+    """Made under another name, then renamed: whoever watches the folder sees whole files only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    try:
+        unfinished.write_bytes(encode_json(content))
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 _OPENPOSE_ABSENT = (
@@ -240,6 +184,7 @@ class CocoResults:
         self._live = live
         self._lists: dict[str, _JsonList] = {}
         self._claims = Claims()
+        self._unwritten = Unwritten(path)
         if not per_source:
             self._claims.take(path)
 
@@ -247,7 +192,12 @@ class CocoResults:
         source = poses.frame.source
         if source not in self._lists:
             self._lists[source] = self._begin(self._names.for_source(source))
-        self._lists[source].extend(_coco_rows(poses))
+        extend = partial(self._lists[source].extend, _coco_rows(poses))
+        self._unwritten.attempt(source, extend)
+
+    def unwritten(self) -> dict[str, dict[str, int]]:
+        """See Unwritten.counts."""
+        return self._unwritten.counts()
 
     def forget_source(self, name: str) -> None:
         """Finish the list of a source that has gone; should it come back, it gets another."""
@@ -263,14 +213,7 @@ class CocoResults:
 
     def _begin(self, path: Path) -> _JsonList:
         self._claims.take(path)
-        return _JsonList(_beside(path) if self._live and holds_something(path) else path)
-
-
-def _beside(path: Path) -> Path:
-    """Where to write, so that what is at the path stays."""
-    free = timed_path(path, time.time())
-    _log.info("%s holds the poses of an earlier run and is kept; these go to %s", path, free)
-    return free
+        return _JsonList(beside(path) if self._live and holds_something(path) else path)
 
 
 class _JsonList:
@@ -279,26 +222,37 @@ class _JsonList:
     _END = b"\n]\n"
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb", buffering=0)
-        self._file.write(b"[" + self._END)
+        self._path = path
+        self._file: FileIO | None = None
         self._end = 1  # where the closing bracket's line begins
         self._separator = b"\n"
 
     def extend(self, rows: list[dict[str, Any]]) -> None:
+        """OSError: none of the rows is in the list, which is as it was."""
+        file = self._file = self._file or self._begin()
         if not rows:
             return
         text = self._separator + b",\n".join(encode_json(row) for row in rows)
-        self._separator = b",\n"
         tail = text + self._END
-        written = os.pwrite(self._file.fileno(), tail, self._end)
+        written = os.pwrite(file.fileno(), tail, self._end)
         if written < len(tail):  # a disk that is nearly full takes a part
-            os.pwrite(self._file.fileno(), self._END, self._end)
-            os.ftruncate(self._file.fileno(), self._end + len(self._END))
-            raise OSError(f"{self._file.name}: disk full after {self._end} bytes")
+            os.pwrite(file.fileno(), self._END, self._end)
+            os.ftruncate(file.fileno(), self._end + len(self._END))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._end += len(text)
+        self._separator = b",\n"
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _begin(self) -> FileIO:
+        """An empty list; on a full disk an empty file, which is tried again."""
+        file = FileIO(self._path, "wb")
+        if file.write(b"[" + self._END) != 1 + len(self._END):
+            file.close()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return file
 
 
 def _coco_rows(poses: Poses) -> list[dict[str, Any]]:

@@ -7,16 +7,20 @@ refused costs nobody a file. Knows nothing of what is written.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import struct
 import sys
 import tempfile
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 _LOCKED_BYTE = 1 << 62  # far behind all data
 
@@ -135,6 +139,13 @@ def timed_path(path: Path, unix_s: float) -> Path:
     named = path.with_name(f"{stem}{path.suffix}")
     numbered = (path.with_name(f"{stem}-{number}{path.suffix}") for number in count(2))
     return named if not named.exists() else next(p for p in numbered if not p.exists())
+
+
+def beside(path: Path) -> Path:
+    """Where to write, so that what is at the path stays; says so."""
+    free = timed_path(path, time.time())
+    _log.info("%s holds the poses of an earlier run and is kept; these go to %s", path, free)
+    return free
 
 
 def file_word(source: str) -> str:

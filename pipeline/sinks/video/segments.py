@@ -10,7 +10,6 @@ not written, with the reason, until files can be written again. Knows nothing of
 
 from __future__ import annotations
 
-import errno
 import logging
 import shutil
 import time
@@ -22,21 +21,15 @@ import numpy as np
 
 from pipeline.messages import Frame
 from pipeline.sinks.outputs import holds_something, timed_path
+from pipeline.sinks.unwritten import CALM_SECONDS, reason_of
 from pipeline.sinks.video.segment_index import SegmentIndex
 from pipeline.sinks.video.video_writer import VideoWriter, even_size
 
 _log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0  # from opening one file to opening the next, where files fail
-_CALM_SECONDS = 10.0  # of writing, after which a recording counts as well again
 _LONGEST_LIVE_S = 3600.0  # an mp4 that is written takes 72 bytes of memory for every picture
 _ROOM_BYTES = 32_000_000  # free on a disk that was full before it is tried again
-
-_REASONS = {
-    errno.ENOSPC: "disk_full",
-    errno.EDQUOT: "disk_full",
-    errno.EFBIG: "file_too_large",  # 4 GB on FAT32, or a limit of the process
-}
 
 
 class Recording:
@@ -95,7 +88,7 @@ class Recording:
     def close_if_silent(self) -> None:
         """Finish the file of a live source that was over long ago, had another picture come."""
         longest = self._segment_s or _LONGEST_LIVE_S
-        if self._newest_is_live and self._now() >= self._tried_at + longest + _CALM_SECONDS:
+        if self._newest_is_live and self._now() >= self._tried_at + longest + CALM_SECONDS:
             self.close()
 
     def close(self) -> None:
@@ -141,7 +134,7 @@ class Recording:
 
     def _fail(self, error: OSError) -> None:
         """The file is cut to what is whole; the rest of its pictures is counted."""
-        reason = _REASONS.get(error.errno or 0, "cannot_write")
+        reason = reason_of(error)
         writer, self._writer = self._writer, None
         if writer is None:  # not even a name could be found for the file
             self.unwritten[reason] += 1
@@ -161,7 +154,7 @@ class Recording:
         self._retry_at = self._tried_at + _RETRY_SECONDS
 
     def _note_recovery(self) -> None:
-        if self._reason and self._now() >= self._failed_at + _CALM_SECONDS:
+        if self._reason and self._now() >= self._failed_at + CALM_SECONDS:
             assert self._writer is not None
             _log.warning(
                 "%s: can be written again; %d pictures of the stream so far are not recorded",

@@ -150,7 +150,7 @@ def test_what_could_not_be_recorded_is_shown() -> None:
     counts = {"overlay": {"cam1": {"disk_full": 3}}, "clean": {}}
     assert stats.snapshot()["unwritten"] == counts
     labels = (("reason", "disk_full"), ("sink", "overlay"), ("stream", "cam1"))
-    assert samples(stats)["pose_pictures_unwritten_total", labels] == 3
+    assert samples(stats)["pose_frames_unwritten_total", labels] == 3
 
 
 def test_nothing_is_lost_when_many_threads_count() -> None:
