@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import numpy as np
-import supervision as sv  # type: ignore[import-not-found]
+import supervision as sv  # type: ignore[import-not-found,unused-ignore]
 from trackers import ByteTrackTracker  # type: ignore[import-not-found]
 
 
