@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from nets.aggregation import Maps
-from nets.checkpoints import Model, random_model
+from nets.checkpoints import Model
 from nets.engines.load import load_engine
+from tests.support.random_model import random_model
 
 PEER = "plain torch"
 

@@ -36,11 +36,12 @@ import av
 import cv2
 
 from benchmarks.bench_stream import NET_SIZE, SIZE_MULTIPLE, ShowsPeople
-from nets.checkpoints import Model, random_model
+from nets.checkpoints import Model
 from pipeline.config import InferenceConfig, PreprocessConfig, SourceConfig, StreamConfig
 from pipeline.runtime.stats import Snapshot
 from pipeline.sources import demo
 from pipeline.stream import Stream
+from tests.support.random_model import random_model
 
 SIZE = (360, 640)
 FPS = 15

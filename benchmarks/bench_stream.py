@@ -50,7 +50,7 @@ from kernels import decode as decode_kernels
 from kernels import preprocess as preprocess_kernels
 from kernels.checks.scenes import paint_people
 from nets.aggregation import Maps
-from nets.checkpoints import Model, load_model, random_model
+from nets.checkpoints import Model, load_model
 from nets.engines.engine import Engine
 from nets.engines.load import load_engine
 from pipeline.config import PreprocessConfig, SourceConfig, StreamConfig
@@ -63,6 +63,7 @@ from pipeline.sources import demo
 from pipeline.sources.open import open_source
 from pipeline.sources.source import SourceSettings
 from pipeline.stream import Stream
+from tests.support.random_model import random_model
 
 NETS = ("higher_hrnet_lite", "higher_mobile")
 SECTIONS = ("throughput", "paced", "overload", "memory")

@@ -1,4 +1,4 @@
-"""Devices as launches see them, and arrays that change hands between torch and CuPy.
+"""GPUs as launches see them, and torch tensors as arrays of CuPy.
 
     peaks.cu --nvrtc.py--> CudaGpu: CuPy, a GPU        tests: g++, the CPU
                               |                            |
@@ -110,13 +110,6 @@ def from_torch(tensor: "torch.Tensor") -> Any:
 
         return cupy.from_dlpack(tensor)
     return tensor.numpy()
-
-
-def to_torch(array: Any) -> "torch.Tensor":
-    """The same memory as a tensor, without a copy, from CuPy or NumPy."""
-    from torch.utils.dlpack import from_dlpack
-
-    return from_dlpack(array)
 
 
 # ---- workspaces ---------------------------------------------------------------------------------

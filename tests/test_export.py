@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 import export
 from nets import graphs
 from nets.aggregation import Maps, add_tag_ramp
-from nets.checkpoints import Model, load_model, our_name, random_model, save_model
+from nets.checkpoints import Model, load_model, our_name, save_model
 from tests.support.places import ROOT
+from tests.support.random_model import random_model
 
 TINY: dict[str, Any] = {"width": 8, "modules": (1, 1, 1), "blocks": 1, "bottlenecks": 1}
 MOBILE: dict[str, Any] = {"width": 8, "top": 16, "pyramid": (8, 8, 8), "separable_head": 8}

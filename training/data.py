@@ -16,9 +16,8 @@ import threading
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -447,60 +446,6 @@ def read_annotations(path: Path) -> dict[str, Any]:
     if not tree["images"]:
         raise ValueError("lists no images; nothing can be learnt or measured on it")
     return dict(tree)
-
-
-def merged_annotations(paths: Sequence[Path]) -> dict[str, Any]:
-    """Several annotation files of one image folder as one, for example CrowdPose's train and val.
-
-    An id that an earlier file has used is replaced by a new one.
-
-    Raises:
-        ValueError: a file cannot be read, has other keypoints or lists an image a second time.
-    """
-    trees = [_named_errors(path, partial(read_annotations, path)) for path in paths]
-    merged: dict[str, Any] = {**trees[0], "images": [], "annotations": []}
-    keypoints = _keypoint_names(trees[0])
-    image_ids, annotation_ids = _FreshIds(trees, "images"), _FreshIds(trees, "annotations")
-    for path, tree in zip(paths, trees, strict=True):
-        if _keypoint_names(tree) != keypoints:
-            raise ValueError(f"{path} has other keypoints than {paths[0]}; they cannot be merged")
-        new_id = {image["id"]: image_ids.take(image["id"]) for image in tree["images"]}
-        merged["images"] += [{**image, "id": new_id[image["id"]]} for image in tree["images"]]
-        merged["annotations"] += [
-            {
-                **annotation,
-                "id": annotation_ids.take(annotation["id"]),
-                "image_id": new_id[annotation["image_id"]],
-            }
-            for annotation in tree["annotations"]
-        ]
-    _refuse_twins((image["file_name"] for image in merged["images"]), "images have the name")
-    return merged
-
-
-class _FreshIds:
-    """Hands out ids: the wanted one if it is free, else one that no file has."""
-
-    def __init__(self, trees: Iterable[Json], name: str) -> None:
-        self._next = 1 + max((entry["id"] for tree in trees for entry in tree[name]), default=0)
-        self._taken: set[int] = set()
-
-    def take(self, wanted: int) -> int:
-        if wanted in self._taken:
-            wanted, self._next = self._next, self._next + 1
-        self._taken.add(wanted)
-        return wanted
-
-
-def _named_errors(path: Path, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return read()
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def _keypoint_names(tree: Json) -> list[str] | None:
-    return next((c["keypoints"] for c in tree.get("categories", []) if "keypoints" in c), None)
 
 
 def _people_of(tree: Json) -> list[Json]:

@@ -48,10 +48,6 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def wait_for_all(self) -> None:
-        if self.world > 1:
-            dist.barrier()
-
 
 def join_ranks(device: str) -> Ranks:
     """Meet the other processes that torchrun started, if it did; else be the only one.

@@ -22,12 +22,12 @@ from nets.checkpoints import (
     load_checkpoint,
     load_model,
     our_name,
-    random_model,
     save_model,
 )
 from nets.named import flat
 from nets.skeletons import COCO, CROWDPOSE
 from tests.support.places import ROOT
+from tests.support.random_model import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nets.checkpoints import random_model
+from tests.support.random_model import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nets.checkpoints import our_name, random_model
+from nets.checkpoints import our_name
 from nets.hrnet import HRNet, HRNetSettings
 from tests.support.places import DATA
+from tests.support.random_model import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

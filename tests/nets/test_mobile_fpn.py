@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nets.checkpoints import random_model
 from nets.higher_hrnet import HigherHRNet, HigherHRNetSettings
 from nets.hrnet import W32
 from nets.mobile_fpn import MobileFpn, MobileFpnSettings
+from tests.support.random_model import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

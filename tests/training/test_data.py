@@ -39,7 +39,6 @@ from training.data import (
     decode_rle,
     find_images,
     load_labelled_set,
-    merged_annotations,
     supervised_pixels,
 )
 
@@ -414,39 +413,6 @@ def test_a_picture_of_another_size_than_its_labels_is_refused(tmp_path: Path) ->
     some = load_labelled_set(DatasetConfig(annotations=path), COCO)
     with pytest.raises(ImageError, match=r"000001\.png .* is \(200, 300\).*\(200, 640\)"):
         some.read(some.images[0])
-
-
-# --- merging -------------------------------------------------------------------------------------
-
-
-def test_merging_keeps_every_person_with_its_picture(tmp_path: Path) -> None:
-    trees = [
-        coco_tree(3, skeleton=CROWDPOSE, first_id=1),
-        coco_tree(2, skeleton=CROWDPOSE, first_id=3),
-    ]
-    for image in trees[1]["images"]:
-        image["file_name"] = f"val_{image['file_name']}"
-    paths = [write_json(tmp_path / f"{n}.json", tree) for n, tree in enumerate(trees)]
-    merged = merged_annotations(paths)
-    assert len({image["id"] for image in merged["images"]}) == 5
-    assert len({entry["id"] for entry in merged["annotations"]}) == 10
-
-    def by_name(tree: dict[str, Any]) -> set[tuple[str, tuple[float, ...]]]:
-        names = {image["id"]: image["file_name"] for image in tree["images"]}
-        return {(names[a["image_id"]], tuple(a["keypoints"])) for a in tree["annotations"]}
-
-    assert by_name(merged) == by_name(trees[0]) | by_name(trees[1])
-
-
-def test_files_that_do_not_belong_together_are_not_merged(tmp_path: Path) -> None:
-    one = write_json(tmp_path / "one.json", coco_tree(1))
-    with pytest.raises(ValueError, match=r"2 images have the name 000001\.png"):
-        merged_annotations([one, one])
-    other = write_json(tmp_path / "other.json", coco_tree(1, skeleton=CROWDPOSE))
-    with pytest.raises(ValueError, match=r"other\.json has other keypoints than .*one\.json"):
-        merged_annotations([one, other])
-    with pytest.raises(ValueError, match=r"gone\.json: cannot be read"):
-        merged_annotations([one, tmp_path / "gone.json"])
 
 
 def test_the_helper_paints_what_it_labels() -> None:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from nets.aggregation import Maps
-from nets.checkpoints import Model, random_model
+from nets.checkpoints import Model
 from nets.engines.export_program import INPUT_DTYPE, ShapeRange, export_program, program_net
 from nets.hrnet import HRNetSettings
 from nets.named import NAMED, flat
+from tests.support.random_model import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

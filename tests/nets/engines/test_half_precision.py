@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from nets.aggregation import Maps
-from nets.checkpoints import random_model
 from nets.engines.half_precision import Float32Head, folded_copy, half_copy
 from nets.named import NAMED
+from tests.support.random_model import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from nets.aggregation import Maps
-from nets.checkpoints import Model, load_model, random_model
+from nets.checkpoints import Model, load_model
 from nets.engines import openvino as openvino_engine
 from nets.engines.engine import MAX_COMPILED_SHAPES, Engine
 from nets.engines.load import load_engine
 from nets.engines.model_cache import ModelCache
 from tests.support.places import ROOT
+from tests.support.random_model import random_model
 
 needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="openvino is not installed"
@@ -537,7 +538,7 @@ _START = """
 import sys
 from pathlib import Path
 import torch
-from nets.checkpoints import random_model
+from tests.support.random_model import random_model
 from nets.engines.load import load_engine
 model = random_model("higher_hrnet_lite", width=8, blocks=1, bottlenecks=1, residual_blocks=1)
 engine = load_engine(

@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from nets.aggregation import Maps
-from nets.checkpoints import Model, random_model
+from nets.checkpoints import Model
 from nets.engines import tensorrt as tensorrt_engine
 from nets.engines.export_program import ShapeRange
 from nets.engines.load import load_engine
 from nets.engines.model_cache import ModelCache
 from nets.engines.tensorrt import BUILD_AFTER, MAX_BATCH, Compiler, Program, TensorRtEngine
 from nets.engines.torch import TorchEngine
+from tests.support.random_model import random_model
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(240)]
 
