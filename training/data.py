@@ -70,8 +70,8 @@ class Rle:
 
     size: tuple[int, int]
     """(h, w)"""
-    counts: NDArray[np.int64]
-    """Lengths of runs outside, inside, outside, ... down the columns, from the left."""
+    counts: bytes
+    """COCO's compressed text: runs outside, inside, outside, ... down the columns from the left."""
 
 
 Region = Box | Polygons | Rle
@@ -121,32 +121,16 @@ def _fill_box(mask: NDArray[np.uint8], box: Box, value: int) -> None:
 
 
 def decode_rle(rle: Rle) -> NDArray[np.bool_]:
-    """(h, w) bool, True inside."""
-    inside = np.arange(len(rle.counts)) % 2 == 1
-    height, width = rle.size
-    return np.repeat(inside, rle.counts).reshape(width, height).T
+    """(h, w) bool, True inside.
 
-
-def _counts_of_text(text: str) -> list[int]:
-    """COCO's compressed run lengths.
-
-    Characters from "0" carry six bits: five of a number, lowest first, and a sixth that says that
-    more follow; the last one's fifth bit is the sign. From the fourth on, numbers are differences
-    to the one two places before.
+    Raises:
+        ValueError: the run lengths do not cover the size.
     """
-    counts: list[int] = []
-    value = shift = 0
-    for character in text.encode("ascii"):
-        bits = character - ord("0")
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if bits & 0x20:
-            continue
-        if bits & 0x10:
-            value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-        value = shift = 0
-    return counts
+    from faster_coco_eval import mask
+
+    height, width = rle.size
+    pixels = mask.decode({"size": [height, width], "counts": rle.counts})
+    return np.asarray(pixels, np.bool_)
 
 
 # --- images --------------------------------------------------------------------------------------
@@ -563,11 +547,18 @@ def _region_of(annotation: Json, size: tuple[int, int]) -> Region:
 
 
 def _rle_of(segmentation: Json, size: tuple[int, int], annotation: Json) -> Rle:
-    counts = segmentation["counts"]
-    runs = np.array(_counts_of_text(counts) if isinstance(counts, str) else counts, np.int64)
-    if tuple(segmentation["size"]) != size or runs.sum() != size[0] * size[1] or (runs < 0).any():
+    from faster_coco_eval import mask
+
+    where, counts = f"the segmentation of annotation {annotation.get('id')}", segmentation["counts"]
+    if tuple(segmentation["size"]) != size:
         raise ValueError(
-            f"the segmentation of annotation {annotation.get('id')} covers {runs.sum()} pixels of "
-            f"size {segmentation['size']}, expected those of its image, {list(size)}"
+            f"{where} is of size {segmentation['size']}, expected that of its image, {list(size)}"
         )
-    return Rle(size, runs)
+    try:
+        if not isinstance(counts, str):
+            counts = mask.frPyObjects({"size": list(size), "counts": counts}, *size)["counts"]
+        rle = Rle(size, counts.encode("ascii") if isinstance(counts, str) else counts)
+        decode_rle(rle)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: a count that is no number
+        raise ValueError(f"{where} cannot be read: {str(error).splitlines()[0]}") from None
+    return rle

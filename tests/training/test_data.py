@@ -182,12 +182,21 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 def test_run_lengths_equal_those_of_pycocotools(h: int, w: int, seed: int, share: float) -> None:
     mask = (np.random.default_rng(seed).random((h, w)) < share).astype(np.uint8)
     text = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
-    entry = annotation(1, 1, np.zeros((17, 3)))
-    entry["segmentation"] = {"size": [h, w], "counts": text}
-    region = _region_of(entry, (h, w))
-    assert isinstance(region, Rle)
-    np.testing.assert_array_equal(region.counts, run_lengths(mask))
-    np.testing.assert_array_equal(decode_rle(region), mask == 1)
+    for counts in (text, run_lengths(mask)):
+        entry = annotation(1, 1, np.zeros((17, 3)))
+        entry["segmentation"] = {"size": [h, w], "counts": counts}
+        region = _region_of(entry, (h, w))
+        assert isinstance(region, Rle)
+        assert region.counts == text.encode()
+        np.testing.assert_array_equal(decode_rle(region), mask == 1)
+
+
+@pytest.mark.parametrize("counts", [[100, 100], [901], [-5, 905], "01n000", "~~~", [0.5, 899.5]])
+def test_run_lengths_that_do_not_cover_the_image_are_refused(counts: object) -> None:
+    entry = annotation(7, 1, np.zeros((17, 3)))
+    entry["segmentation"] = {"size": [30, 30], "counts": counts}
+    with pytest.raises(ValueError, match="segmentation of annotation 7 cannot be read"):
+        _region_of(entry, (30, 30))
 
 
 def test_only_the_grown_box_is_supervised_where_others_have_no_labels(tmp_path: Path) -> None:
@@ -383,7 +392,7 @@ def test_images_that_are_nowhere_are_said_to_be(tmp_path: Path) -> None:
                     | {"iscrowd": 1, "segmentation": {"size": [9, 9], "counts": [81]}}
                 ],
             ),
-            "segmentation of annotation 4 covers 81 pixels",
+            r"segmentation of annotation 4 is of size \[9, 9\]",
         ),
     ],
 )
