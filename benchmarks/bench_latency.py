@@ -44,6 +44,8 @@ import cv2
 import numpy as np
 import zmq
 
+from pipeline.sources.demo import photograph
+
 ROOT = Path(__file__).resolve().parent.parent
 SYSTEM_PYTHON = "/usr/bin/python3"
 COLUMNS, ROWS = 20, 3
@@ -139,12 +141,9 @@ def camera(folder: Path, layout: Layout, fps: int) -> Iterator[tuple[str, Path]]
 
 
 def write_pictures(path: Path, layout: Layout) -> None:
-    from skimage.data import astronaut
-
-    photo = np.ascontiguousarray(np.asarray(astronaut())[..., ::-1])
     with path.open("wb") as file:
         for code in range(NUM_CODES):
-            yuv = cv2.cvtColor(layout.picture(code, photo), cv2.COLOR_BGR2YUV_I420)
+            yuv = cv2.cvtColor(layout.picture(code, photograph()), cv2.COLOR_BGR2YUV_I420)
             file.write(np.ascontiguousarray(yuv).tobytes())
 
 

@@ -1,9 +1,9 @@
 """The demo scene: three prints of one photograph move before a slowly panning, zooming camera.
 
-No download is needed: the photograph is NASA's public-domain portrait of astronaut Eileen Collins,
-which the scikit-image wheel carries (512x512, one person, visible to the waist). Because every
-print's geometry is known, poses found in the scene can be checked: a keypoint that lies at
-(x, y) in the photograph must lie at copies(index)[i].picture_from_astronaut applied to (x, y).
+The photograph is NASA's public-domain portrait of the astronaut Eileen Collins (512x512, one
+person, visible to the waist); eileen_collins.md names its source. The geometry of every print is
+known, so poses found in the scene can be checked: a keypoint that lies at (x, y) in the photograph
+must lie at copies(index)[i].picture_from_astronaut applied to (x, y).
 
     photograph --copy's path--> scene --camera--> picture (1280x720)
       512x512    scale, tilt,           pan, zoom
@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from math import cos, pi, sin
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -30,6 +31,7 @@ NUM_FRAMES = 300
 PHOTO_SIZE = 512
 """Side of the square photograph in pixels."""
 
+_PHOTO = Path(__file__).with_name("eileen_collins.jpg")
 _MARGIN = 120  # scene pixels around the picture, so that the camera never sees past the wall
 _BORDER = 12  # white rim of a print, texture pixels
 _PAD = 24  # room for a print's shadow, texture pixels
@@ -129,6 +131,14 @@ def _texture_from_astronaut(number: int) -> np.ndarray:
     return _scaling(side / PHOTO_SIZE, _PAD + _BORDER)
 
 
+@cache
+def photograph() -> np.ndarray:
+    """(512, 512, 3) uint8 BGR, read-only."""
+    photo = np.asarray(cv2.imread(str(_PHOTO)))
+    photo.flags.writeable = False
+    return photo
+
+
 def _photo_side(number: int) -> int:
     return round(PHOTO_SIZE * _PATHS[number].scale)
 
@@ -139,11 +149,8 @@ def _print_texture(number: int) -> tuple[np.ndarray, np.ndarray]:
 
     It is shrunk here, once and by area, so that drawing needs no prefilter.
     """
-    from skimage.data import astronaut  # slow to import, and only the demo needs it
-
-    photo = np.asarray(astronaut(), dtype=np.uint8)[..., ::-1]
     side = _photo_side(number)
-    small = cv2.resize(photo, (side, side), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(photograph(), (side, side), interpolation=cv2.INTER_AREA)
     rim = _PAD + _BORDER
     bgr = np.zeros((side + 2 * rim, side + 2 * rim, 3), np.uint8)
     bgr[_PAD:-_PAD, _PAD:-_PAD] = (236, 240, 242)

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from skimage import data as skimage_data
 from torch import Tensor, nn
 
 from nets import build_net
@@ -26,6 +25,7 @@ from nets.checkpoints import (
 )
 from nets.named import flat
 from nets.skeletons import COCO, CROWDPOSE
+from pipeline.sources.demo import photograph
 from tests.support.places import ROOT
 from tests.support.random_model import random_model
 
@@ -404,11 +404,12 @@ def test_random_models_are_reproducible_and_alive() -> None:
 
 
 def test_default_weights_find_a_face() -> None:
-    """The astronaut of scikit-image: eyes and nose are found where everybody sees them."""
+    """The astronaut of the demo scene: eyes and nose are found where everybody sees them."""
     model = load_model(DEFAULT_WEIGHTS)
     assert DEFAULT_WEIGHTS.stat().st_size < 12e6
     assert (model.name, model.skeleton, model.input_size) == ("higher_mobile", COCO, 320)
-    picture = cv2.resize(skimage_data.astronaut(), (256, 256), interpolation=cv2.INTER_AREA)
+    photo = cv2.cvtColor(photograph(), cv2.COLOR_BGR2RGB)
+    picture = cv2.resize(photo, (256, 256), interpolation=cv2.INTER_AREA)
     images = (torch.from_numpy(picture).permute(2, 0, 1)[None] / 255 - model.mean[0]) / model.std[0]
     with torch.inference_mode():
         maps = add_tag_ramp(model.net.maps(model.net(images)), model.tag_ramp_px, 4)  # type: ignore[operator]

@@ -5,7 +5,6 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
-from skimage.data import astronaut
 
 from pipeline.sources import demo
 
@@ -35,7 +34,7 @@ def test_pictures_are_deterministic_and_repeat() -> None:
 @pytest.mark.parametrize("index", [0, 75, 150, 220])
 def test_every_visible_print_lies_where_copies_says(index: int) -> None:
     """Pull each print back by its matrix: that must give the photograph, wherever it is visible."""
-    photo = np.asarray(astronaut())[..., ::-1]
+    photo = demo.photograph()
     picture = demo.picture(index)
     hidden = np.zeros(picture.shape[:2], np.uint8)
     for copy in reversed(demo.copies(index)):  # from the front one backwards
