@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from common.cache import redirect_libraries
 from kernels.nvrtc import compile_cuda
 
 if TYPE_CHECKING:
@@ -78,9 +79,10 @@ class CudaGpu:
 
 def why_no_gpu(index: int = 0) -> str | None:
     """Why GPU `index` cannot be used, in one line; None where it can."""
+    redirect_libraries()  # CuPy makes its cache folder when it is imported
     try:
         import cupy
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a CUPY_CACHE_DIR that cannot be written
         return f"CuPy cannot be imported ({error}); install the extra `gpu`"
     try:
         count = int(cupy.cuda.runtime.getDeviceCount())

@@ -3,22 +3,27 @@
 CuPy could compile the text itself, but it then adds -ftz=true as the last word, which makes 0 of
 the smallest float32 numbers; the CPU twins keep them. Here the options are ours alone, the same on
 every machine, and tests compile with them for all GPUs without having one. Machine code is kept
-in the user's cache folder, under a hash of all that it depends on. This file knows nothing of
-devices, arrays and what the kernels compute.
+in the user's cache folder, where there is one, under a hash of all that it depends on. This file
+knows nothing of devices, arrays and what the kernels compute.
 """
 
 import hashlib
+import logging
 import os
 import re
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.cache import cache_folder, log_problems
+from common.files import write_atomically
+
 COMPILE_OPTIONS = ("--std=c++17", "--fmad=false")
 """For every kernel and GPU. Without fused multiply-add, products and sums are rounded one by one,
 as on the CPU; division and square root are IEEE, and subnormal numbers kept, by NVRTC's default."""
 
 _FOLDER = Path(__file__).parent
+_log = logging.getLogger(__name__)
 _OWN_HEADER = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"[^\n]*$', re.MULTILINE)
 
 
@@ -63,12 +68,13 @@ def compile_cuda(file: str, *, architecture: int) -> Compiled:
     source = cuda_source(file)
     depends_on = "\0".join((source, *options, repr(nvrtc.nvrtcVersion())))
     key = hashlib.sha256(depends_on.encode()).hexdigest()[:16]
-    kept = _cache_folder() / f"{Path(file).stem}-sm_{architecture}-{key}.cubin"
-    if not kept.exists():
-        cubin, log = _compile(file, source, options)
-        _write(kept.with_suffix(".log"), log)
-        _write(kept, cubin)
-    return Compiled(kept, kept.with_suffix(".log").read_text(encoding="utf-8"))
+    log_problems()
+    folder = cache_folder("cuda")
+    kept = folder and folder / f"{Path(file).stem}-sm_{architecture}-{key}.cubin"
+    if kept is not None and kept.exists():
+        return Compiled(kept, kept.with_suffix(".log").read_text(encoding="utf-8"))
+    cubin, log = _compile(file, source, options)
+    return Compiled(_keep(kept, cubin, log), log.decode())
 
 
 def _compile(file: str, source: str, options: tuple[str, ...]) -> tuple[bytes, bytes]:
@@ -90,18 +96,19 @@ def _compile(file: str, source: str, options: tuple[str, ...]) -> tuple[bytes, b
     return cubin, log
 
 
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(base) / "posestream" / "cuda"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole at once: two streams may start together."""
-    part = path.with_suffix(f"{path.suffix}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)
+def _keep(path: Path | None, cubin: bytes, log: bytes) -> Path:
+    """Where a GPU can load the code from: that path, or memory where nothing can be written."""
+    if path is not None:
+        try:
+            write_atomically(path.with_suffix(".log"), log)
+            write_atomically(path, cubin)
+        except OSError as error:
+            _log.warning("compiled kernels are not kept in %s: %s", path.parent, error.strerror)
+        else:
+            return path
+    with open(os.memfd_create("cubin"), "wb", closefd=False) as file:  # for this process's life
+        file.write(cubin)
+        return Path(f"/proc/self/fd/{file.fileno()}")
 
 
 @cache

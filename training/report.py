@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from common.cache import redirect_libraries
 from training.metrics import Difference, Interval
 
 Picture = NDArray[np.uint8]
@@ -93,8 +94,12 @@ def plot_stages(
     Raises:
         ValueError: the file cannot be written, or not as a picture of that kind.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    redirect_libraries()
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except OSError as error:  # it insists on a folder of its own
+        raise ValueError(f"plots cannot be drawn: {error}") from None
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)

@@ -4,33 +4,30 @@
     name = <label>-<hash of the key>.model
 
 An entry is never trusted: its whole key and the hash of its payload are compared on every load,
-and what does not fit is deleted and made again. Files appear whole or not at all (a temporary file,
-then a rename), so several processes may share a folder. A folder that cannot be written is no
-failure: the cache says so once and the caller goes on without. This file knows nothing of engines.
+and what does not fit is deleted and made again. Files appear whole or not at all, so several
+processes may share a folder. A folder that cannot be written is no failure: that is logged once,
+and the caller goes on without. This file knows nothing of engines.
 """
 
 import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+from common.cache import cache_folder, log_problems
+from common.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
 _FIRST_LINE = b"posestream model cache 1\n"
 _SUFFIX = ".model"
-_TEMPORARY_PREFIX = ".writing-"
+_UNFINISHED_SUFFIX = ".part"
+"""Of write_atomically."""
 _MAX_HEADER_BYTES = 1 << 16
 _ABANDONED_SECONDS = 3600.0
-
-
-def user_cache_folder() -> Path:
-    """$XDG_CACHE_HOME/posestream/engines, by default ~/.cache/posestream/engines."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "posestream" / "engines"
 
 
 class ModelCache:
@@ -39,20 +36,26 @@ class ModelCache:
     def __init__(self, folder: Path | None = None, *, max_bytes: int = 2 << 30) -> None:
         """
         Args:
-            folder: made when first needed; None takes user_cache_folder().
+            folder: made when first needed; None takes `engines` in the user's cache folder, and
+                keeps nothing where there is none.
             max_bytes: beyond it the entries unused for longest are deleted; the newest stays.
         """
-        self.folder = user_cache_folder() if folder is None else Path(folder)
+        self.folder = cache_folder("engines") if folder is None else folder
+        if folder is None:
+            log_problems()
         self.max_bytes = max_bytes
         self._complained = False
 
     def path(self, key: Mapping[str, str]) -> Path:
         """Where the payload of that key lies or would lie. key["name"] leads the file's name."""
         digest = hashlib.sha256(_canonical(key)).hexdigest()
+        assert self.folder is not None, "nothing is kept"
         return self.folder / f"{key['name']}-{digest[:24]}{_SUFFIX}"
 
     def load(self, key: Mapping[str, str]) -> bytes | None:
         """The payload stored under that key, or None where there is none that is whole."""
+        if self.folder is None:
+            return None
         path = self.path(key)
         try:
             content = path.read_bytes()
@@ -72,32 +75,28 @@ class ModelCache:
 
     def store(self, key: Mapping[str, str], payload: bytes) -> None:
         """Keep the payload under that key, in place of what was there."""
+        if self.folder is None:
+            return
         header = {"key": dict(key), "size": len(payload), "sha256": _sha256(payload)}
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._write(self.path(key), _FIRST_LINE + json.dumps(header).encode() + b"\n", payload)
-            self._prune(keep=self.path(key))
+            start = _FIRST_LINE + json.dumps(header).encode() + b"\n"
+            # Not durable: a file torn by a power cut fails its hash and is made again.
+            write_atomically(
+                self.path(key), lambda file: file.writelines((start, payload)), mode=0o600
+            )
+            self._prune(self.folder, keep=self.path(key))
         except OSError as error:
             self._complain(error)
 
     def discard(self, key: Mapping[str, str]) -> None:
         """Delete the entry of that key; another process may have done so already."""
+        if self.folder is None:
+            return
         try:
             self.path(key).unlink(missing_ok=True)
         except OSError as error:
             self._complain(error)
-
-    def _write(self, path: Path, header: bytes, payload: bytes) -> None:
-        # No fsync: a file torn by a power cut fails its hash and is made again.
-        handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=self.folder)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(header)
-                file.write(payload)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
 
     def _mark_used(self, path: Path) -> None:
         """The modification time says when an entry was last used; pruning goes by it."""
@@ -108,13 +107,13 @@ class ModelCache:
         except OSError as error:
             self._complain(error)
 
-    def _prune(self, *, keep: Path) -> None:
+    def _prune(self, folder: Path, *, keep: Path) -> None:
         abandoned = time.time() - _ABANDONED_SECONDS
         entries: list[tuple[float, int, Path]] = []
-        for path in self.folder.iterdir():
+        for path in folder.iterdir():
             try:
                 status = path.stat()
-                if path.name.startswith(_TEMPORARY_PREFIX) and status.st_mtime < abandoned:
+                if path.suffix == _UNFINISHED_SUFFIX and status.st_mtime < abandoned:
                     path.unlink()  # its writer was killed
                 elif path.suffix == _SUFFIX:
                     entries.append((status.st_mtime, status.st_size, path))
@@ -132,7 +131,7 @@ class ModelCache:
         if not self._complained:
             logger.warning(
                 "the model cache %s does not work (%s); going on without it, so models are "
-                "prepared anew at every start; set XDG_CACHE_HOME to a folder that can be written",
+                "prepared again at every start; set XDG_CACHE_HOME to a folder that can be written",
                 self.folder,
                 error,
             )

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nets.engines.model_cache import ModelCache, user_cache_folder
+from nets.engines import model_cache
+from nets.engines.model_cache import ModelCache
 from tests.support.places import ROOT
 
 KEY = {"name": "net", "weights": "aa", "version": "1"}
@@ -110,7 +111,7 @@ def test_the_newest_entry_stays_however_large(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
     cache = ModelCache(tmp_path)
-    left, busy = tmp_path / ".writing-left", tmp_path / ".writing-busy"
+    left, busy = tmp_path / "left.model.1.part", tmp_path / "busy.model.2.part"
     for path in (left, busy):
         path.write_bytes(b"half")
     os.utime(left, (time.time() - 7200,) * 2)
@@ -147,6 +148,7 @@ def test_a_full_disk_leaves_nothing_behind(
 
     monkeypatch.setattr(os, "replace", full)
     cache.store(KEY, PAYLOAD)
+    assert cache.folder is not None
     assert list(cache.folder.iterdir()) == []
     assert "No space left" in caplog.text
 
@@ -154,6 +156,7 @@ def test_a_full_disk_leaves_nothing_behind(
 _WRITER = """
 import json, sys
 from pathlib import Path
+from nets.engines import model_cache
 from nets.engines.model_cache import ModelCache
 cache = ModelCache(Path(sys.argv[1]), max_bytes=1)
 key, other = json.loads(sys.argv[2]), {"name": "other"}
@@ -190,13 +193,21 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
         assert writer.returncode == 0, errors
         assert errors == ""  # no entry ever looked damaged
         assert int(output) > 0
-    assert not list(tmp_path.glob(".writing-*"))
+    assert not list(tmp_path.glob("*.part"))
 
 
-def test_the_user_decides_where_caches_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_models_lie_in_the_users_cache_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert user_cache_folder() == tmp_path / "posestream" / "engines"
-    assert ModelCache().folder == user_cache_folder()
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert user_cache_folder() == tmp_path / "home" / ".cache" / "posestream" / "engines"
+    assert ModelCache().folder == tmp_path / "posestream" / "engines"
+
+
+def test_without_any_folder_nothing_is_kept_and_nothing_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_cache, "cache_folder", lambda kind: None)
+    cache = ModelCache()
+    cache.store(KEY, PAYLOAD)
+    assert cache.load(KEY) is None
+    cache.discard(KEY)

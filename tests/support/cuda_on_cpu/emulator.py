@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from common.cache import cache_folder
 from kernels.arrays import Function
 from kernels.nvrtc import cuda_source
 from tests.support.places import ROOT
@@ -279,7 +280,8 @@ def _built(command: Sequence[str], text: str, objects: tuple[str, ...]) -> Path:
     header = (_HERE / "emulator.h").read_bytes()
     parts = (platform.machine(), repr(command), text, repr(objects), _compiler_version())
     key = hashlib.sha256(header + "\0".join(parts).encode()).hexdigest()[:24]
-    folder = _cache_folder()
+    folder = cache_folder("emulator")
+    assert folder is not None, "tests need a cache folder that can be written"
     done = folder / f"{key}.{'o' if '-c' in command else 'so'}"
     if done.exists():
         os.utime(done)
@@ -321,13 +323,6 @@ def _with_entries(code: str) -> str:
 def _dynamic_shared_pointer(declaration: re.Match[str]) -> str:
     kind, name = declaration["type"], declaration["name"]
     return f"{kind}* {name} = static_cast<{kind}*>(cuemu::dynamic_shared);"
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(base) / "posestream" / "emulator"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _forget_old(folder: Path) -> None:
