@@ -246,6 +246,14 @@ class RecorderConfig(_Settings):
     """Folder for OpenPose JSON, one file a frame."""
     coco: Path | None = None
     """COCO keypoint results, one file."""
+    coco_ids: Path | None = None
+    """COCO annotation file that gives the pictures' ids; without one they are numbered."""
+
+    @model_validator(mode="after")
+    def _ids_are_for_results(self) -> RecorderConfig:
+        if self.coco_ids is not None and self.coco is None:
+            raise ValueError("coco_ids needs results to be written (--coco)")
+        return self
 
 
 class PublisherConfig(_Settings):

@@ -56,6 +56,9 @@ class Frame:
     """True: luma uses 0..255 (JPEG range); False: 16..235."""
     rotation: int = 0
     """Clockwise degrees (0, 90, 180, 270) by which the planes must be turned to stand upright."""
+    pixel_aspect: float = 1.0
+    """Width of a pixel divided by its height, in the upright picture: 1 unless the video is
+    anamorphic. Nobody but the network and a screen stretches the picture."""
     image_name: str = ""
     """File name of the picture, for folders of images; empty for video."""
     live: bool = False
@@ -68,10 +71,17 @@ class Frame:
     def __post_init__(self) -> None:
         if self.rotation not in (0, 90, 180, 270):
             raise ValueError(f"rotation must be 0, 90, 180 or 270, got {self.rotation}")
+        if not self.pixel_aspect > 0:
+            raise ValueError(f"pixel_aspect must be positive, got {self.pixel_aspect}")
 
     def __repr__(self) -> str:
         shapes = [plane.shape for plane in self.planes]
         return f"Frame({self.source!r}, index={self.index}, size={self.size}, planes={shapes})"
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """(height, width) of the picture with square pixels, as it must be shown."""
+        return shown_size(self.size, self.pixel_aspect)
 
     @property
     def has_pixels(self) -> bool:
@@ -119,6 +129,14 @@ class Frame:
 
 
 _FRAME_HEADER = tuple(name for name in Frame.__dataclass_fields__ if name != "planes")
+
+
+def shown_size(size: tuple[int, int], pixel_aspect: float) -> tuple[int, int]:
+    """(height, width) that a stored picture of `size` has with square pixels; it never shrinks."""
+    height, width = size
+    if pixel_aspect >= 1.0:
+        return height, round(width * pixel_aspect)
+    return round(height / pixel_aspect), width
 
 
 def _device_of(plane: Any) -> int | None:

@@ -4,7 +4,8 @@ On a GPU it is one launch for each batch (stream_slots.py).
 
 Frames of one network size travel as one batch. Geometry is that of the upright picture: a turned
 frame is resized as its planes lie, and the small result is turned, which costs less than turning
-planes and keeps chroma where it was. Pixels are the business of kernels.preprocess; this file knows
+planes and keeps chroma where it was. Pixels that are not square become square in the same pass:
+the network sees bodies as they are. Pixels are the business of kernels.preprocess; this file knows
 nothing of networks but their input's size and normalisation.
 """
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from kernels.gpu_preprocess import Picture
 from kernels.preprocess import capped_size, invert, net_from_image, network_size, preprocess
-from pipeline.messages import Frame, NetInput
+from pipeline.messages import Frame, NetInput, shown_size
 
 if TYPE_CHECKING:
     from pipeline.gpu.stream_slots import Gpus
@@ -104,7 +105,7 @@ class Preprocess:
         """
         groups: dict[tuple[tuple[int, int], int], list[Frame]] = {}
         for frame in frames:
-            geometry = self._geometry(crop_of(frame).size, frame.rotation)
+            geometry = self._geometry_of(frame, crop_of(frame))
             gpu = 0 if self._gpus is None else self._gpus.gpu_of(frame.source, frame.device)
             groups.setdefault((geometry.net_size, gpu), []).append(frame)
         for (net_size, gpu), group in groups.items():
@@ -146,7 +147,7 @@ class Preprocess:
     def _picture(self, frame: Frame) -> Picture:
         """What a GPU needs to know of a frame."""
         crop = _checked_crop(frame)
-        geometry = self._geometry(crop.size, frame.rotation)
+        geometry = self._geometry_of(frame, crop)
         return Picture(
             planes=cropped(frame.planes, crop.box),
             pixel_format=frame.pixel_format,
@@ -159,15 +160,14 @@ class Preprocess:
     def _image_from_net(self, frame: Frame) -> np.ndarray:
         """(2, 3), to the whole upright picture, whatever part of it the network sees."""
         crop = crop_of(frame)
-        matrix = self._geometry(crop.size, frame.rotation).image_from_net
-        matrix = matrix.copy()
+        matrix = self._geometry_of(frame, crop).image_from_net.copy()
         matrix[:, 2] += crop.offset
         return matrix
 
     def _fill(self, image: np.ndarray, frame: Frame) -> None:
         """Write one frame's network input (3, H, W) into its place in the batch."""
         crop = _checked_crop(frame)
-        geometry = self._geometry(crop.size, frame.rotation)
+        geometry = self._geometry_of(frame, crop)
         tile = preprocess(
             cropped(frame.planes, crop.box),
             pixel_format=frame.pixel_format,
@@ -183,9 +183,15 @@ class Preprocess:
         if frame.rotation:
             image[:] = np.rot90(tile, k=-frame.rotation // 90, axes=(1, 2))
 
-    def _find_geometry(self, size: tuple[int, int], rotation: int) -> Geometry:
-        net_size, letterbox = self._net_size(size)
-        matrix = net_from_image(size, net_size, letterbox=letterbox)
+    def _geometry_of(self, frame: Frame, crop: Crop) -> Geometry:
+        geometry: Geometry = self._geometry(crop.size, frame.rotation, frame.pixel_aspect)
+        return geometry
+
+    def _find_geometry(self, size: tuple[int, int], rotation: int, pixel_aspect: float) -> Geometry:
+        shown = shown_size(size, pixel_aspect)
+        net_size, letterbox = self._net_size(shown)
+        matrix = net_from_image(shown, net_size, letterbox=letterbox)
+        matrix = _of_stored_pixels(matrix, shown=shown, size=size)
         turned = rotation in (90, 270)
         return Geometry(
             net_size=net_size,
@@ -212,6 +218,17 @@ class Preprocess:
             logger.warning("%s; until then it shrinks to fit %dx%d", reason, capped[1], capped[0])
             return capped, True
         return net_size, False
+
+
+def _of_stored_pixels(
+    net_from_shown: np.ndarray, *, shown: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """(2, 3), from pixels of the stored picture instead of those of the picture as it is shown."""
+    x, y = shown[1] / size[1], shown[0] / size[0]  # pixel edges stay edges
+    shown_from_stored = np.array([[x, 0.0, (x - 1.0) / 2], [0.0, y, (y - 1.0) / 2]])
+    matrix = net_from_shown[:, :2] @ shown_from_stored
+    matrix[:, 2] += net_from_shown[:, 2]
+    return np.asarray(matrix)
 
 
 def _checked_crop(frame: Frame) -> Crop:
@@ -285,13 +302,15 @@ def lying_map(
     Returns:
         (2, 3) float64, from plane pixels to pixels of the tile.
     """
-    factor, (shift_x, shift_y) = net_from_image[0, 0], net_from_image[:, 2]
-    far_x = net_size[1] - 1 - shift_x - factor * (size[1] - 1)
-    far_y = net_size[0] - 1 - shift_y - factor * (size[0] - 1)
+    (factor_x, _, shift_x), (_, factor_y, shift_y) = net_from_image
+    far_x = net_size[1] - 1 - shift_x - factor_x * (size[1] - 1)
+    far_y = net_size[0] - 1 - shift_y - factor_y * (size[0] - 1)
     shifts = {
         0: (shift_x, shift_y),
         90: (shift_y, far_x),
         180: (far_x, far_y),
         270: (far_y, shift_x),
     }[rotation]
-    return np.array([[factor, 0.0, shifts[0]], [0.0, factor, shifts[1]]])
+    if rotation in (90, 270):
+        factor_x, factor_y = factor_y, factor_x
+    return np.array([[factor_x, 0.0, shifts[0]], [0.0, factor_y, shifts[1]]])

@@ -9,8 +9,9 @@ Knows nothing of pictures.
 from __future__ import annotations
 
 import errno
+import json
+import logging
 import os
-import re
 import sys
 from collections import Counter
 from functools import partial
@@ -36,6 +37,8 @@ from pipeline.sinks.schema import (
     rounded_keypoints,
 )
 from pipeline.sinks.unwritten import Unwritten
+
+_log = logging.getLogger(__name__)
 
 
 class JsonLines:
@@ -163,23 +166,41 @@ def _openpose(poses: Poses) -> dict[str, Any]:
 class CocoResults:
     """A list of COCO keypoint results, valid JSON at every moment.
 
+    An image id is the one that an annotation file gives the picture's name; without such a file it
+    is the frame's index, and for still pictures a second list beside the first says which id is
+    which file: results-images.json. Two pictures never share an id.
+
     Each frame's people replace the closing bracket, and bring a new one, in a single write. So a
     killed stream leaves a list of whole frames (unless it is killed inside that one write).
     """
 
-    def __init__(self, path: Path, *, per_source: bool = False, live: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        ids_from: Path | None = None,
+        per_source: bool = False,
+        live: bool = False,
+    ) -> None:
         """Claim the file; it is emptied with the first frame.
 
         Args:
             path: one file, .json.
+            ids_from: a COCO annotation file, whose `images` give the ids; pictures that are not in
+                it are left out of the results.
             per_source: every source gets its own file, its name before the suffix; image ids of
                 several sources in one list could not be told apart.
             live: some source is: a file that is there stays, and the new one has the UTC time in
                 its name.
         Raises:
-            ValueError: the file cannot be written, or is by another stream.
+            ValueError: the file cannot be written, or is by another stream; ids_from is no
+                annotation file.
         """
         check_output_file(path, suffixes=(".json",))
+        self._ids = None if ids_from is None else read_image_ids(ids_from)
+        self._ids_from = ids_from
+        self._num_unknown = 0
+        self._tables: dict[str, _JsonList] = {}  # by source: which id is which file
         self._names = OutputNames(path, per_source=per_source)
         self._live = live
         self._lists: dict[str, _JsonList] = {}
@@ -189,11 +210,13 @@ class CocoResults:
             self._claims.take(path)
 
     def __call__(self, poses: Poses) -> None:
-        source = poses.frame.source
-        if source not in self._lists:
-            self._lists[source] = self._begin(self._names.for_source(source))
-        extend = partial(self._lists[source].extend, _coco_rows(poses))
-        self._unwritten.attempt(source, extend)
+        frame = poses.frame
+        if frame.source not in self._lists:
+            self._open_lists(frame)
+        image_id = self._image_id(frame)
+        if image_id is not None:
+            extend = partial(self._extend, poses, image_id)
+            self._unwritten.attempt(frame.source, extend)
 
     def unwritten(self) -> dict[str, dict[str, int]]:
         """See Unwritten.counts."""
@@ -201,15 +224,44 @@ class CocoResults:
 
     def forget_source(self, name: str) -> None:
         """Finish the list of a source that has gone; should it come back, it gets another."""
-        rows = self._lists.pop(name, None)
         self._names.forget_source(name)
-        if rows is not None:
-            rows.close()
+        for lists in (self._lists, self._tables):
+            rows = lists.pop(name, None)
+            if rows is not None:
+                rows.close()
 
     def close(self) -> None:
-        for rows in self._lists.values():
+        if self._num_unknown:
+            _log.warning(
+                "%d pictures are not in %s, and not in the results",
+                self._num_unknown, self._ids_from,
+            )  # fmt: skip
+        self._num_unknown = 0
+        for rows in [*self._lists.values(), *self._tables.values()]:
             rows.close()
         self._claims.close()
+
+    def _extend(self, poses: Poses, image_id: int) -> None:
+        frame = poses.frame
+        self._lists[frame.source].extend(_coco_rows(poses, image_id))
+        if frame.source in self._tables:
+            row = {"id": image_id, "file_name": frame.image_name}
+            self._tables[frame.source].extend([row])
+
+    def _image_id(self, frame: Frame) -> int | None:
+        """None where an annotation file gives the ids, but not this one."""
+        if self._ids is None:
+            return frame.index
+        image_id = self._ids.get(frame.image_name)
+        self._num_unknown += image_id is None
+        return image_id
+
+    def _open_lists(self, frame: Frame) -> None:
+        path = self._names.for_source(frame.source)
+        self._lists[frame.source] = self._begin(path)
+        if frame.image_name and self._ids is None:
+            table = path.with_name(f"{path.stem}-images.json")
+            self._tables[frame.source] = self._begin(table)
 
     def _begin(self, path: Path) -> _JsonList:
         self._claims.take(path)
@@ -255,8 +307,7 @@ class _JsonList:
         return file
 
 
-def _coco_rows(poses: Poses) -> list[dict[str, Any]]:
-    image_id = coco_image_id(poses.frame)
+def _coco_rows(poses: Poses, image_id: int) -> list[dict[str, Any]]:
     keypoints = rounded_keypoints(poses.keypoints, pixel_digits=2)
     return [
         {
@@ -269,10 +320,25 @@ def _coco_rows(poses: Poses) -> list[dict[str, Any]]:
     ]
 
 
-def coco_image_id(frame: Frame) -> int:
-    """The last number in the picture's name (000000397133.jpg is 397133), else the frame index."""
-    numbers = re.findall(r"\d+", Path(frame.image_name).stem)
-    return int(numbers[-1]) if numbers else frame.index
+def read_image_ids(path: Path) -> dict[str, int]:
+    """The ids that a COCO annotation file gives to pictures, by file name without folders.
+
+    Raises:
+        ValueError: it is no such file, or two of its pictures share a name or an id; one line.
+    """
+    try:
+        images = json.loads(path.read_text(encoding="utf-8"))["images"]
+        pairs = [(Path(str(image["file_name"])).name, int(image["id"])) for image in images]
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, LookupError):
+        raise ValueError(
+            f"{path} is no COCO annotation file: images with file_name and id are expected"
+        ) from None
+    ids = dict(pairs)
+    if len(ids) < len(pairs) or len(set(ids.values())) < len(ids):
+        raise ValueError(f"{path}: two pictures share a file name or an id; give each its own")
+    return ids
 
 
 def _flat(person: list[list[float]]) -> list[float]:

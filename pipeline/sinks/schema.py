@@ -14,7 +14,7 @@ import msgpack
 import numpy as np
 
 from common.redaction import redact
-from pipeline.messages import Poses
+from pipeline.messages import Frame, Poses
 from pipeline.runtime.status import StreamStatus
 
 POSE_SCHEMA = "pose/1"
@@ -59,11 +59,18 @@ def pose_message(poses: Poses, *, session: str, seq: int) -> Message:
         "captured_unix_s": round(frame.captured_unix_s, 3),
         "clock": "arrival",
         "size": list(frame.size),
+        **_rarely_said(frame),
         "tainted": frame.tainted,
         "skeleton": poses.skeleton,
         "latency_ms": round(poses.latency_ms, 1),
         "people": _people(poses),
     }
+
+
+def _rarely_said(frame: Frame) -> Message:
+    """What only some frames have: pixels that are not square, a file of their own."""
+    aspect = {} if frame.pixel_aspect == 1.0 else {"pixel_aspect": round(frame.pixel_aspect, 6)}
+    return {**aspect, **({"file": frame.image_name} if frame.image_name else {})}
 
 
 def _people(poses: Poses) -> list[Message]:

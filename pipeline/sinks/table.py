@@ -196,7 +196,10 @@ def _openpose(folder: Path, context: SinkContext) -> Sink:
 def _coco(path: Path, context: SinkContext) -> Sink:
     from pipeline.sinks.files import CocoResults
 
-    return CocoResults(path, per_source=context.per_source, live=context.any_live)
+    return CocoResults(
+        path, ids_from=context.config.recorder.coco_ids, per_source=context.per_source,
+        live=context.any_live,
+    )  # fmt: skip
 
 
 def _publisher(endpoint: str, context: SinkContext) -> Sink:

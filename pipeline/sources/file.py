@@ -1,6 +1,6 @@
-"""Sources with an end: a video file, also one on a web server; image files.
+"""Sources with an end: a video file, also one on a web server.
 
-    file:clip.mp4   folder of images   http://web/clip.mp4    ->  Picture, Picture, ...  ->  the end
+    file:clip.mp4   http://web/clip.mp4    ->  Picture, Picture, ...  ->  the end
 
 A part is never taken for the whole: a file that is cut off gives what is there, then an error.
 """
@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator
-from pathlib import Path
 
 import av
 import av.container
 import av.error
-import cv2
-import numpy as np
 
 from common.redaction import redact
 from pipeline.gpu.nvdec import opening_on
@@ -45,6 +42,7 @@ class VideoFile(NumberedSource):
             reader = VideoReader(container, threads="AUTO")
             num_frames, fps = reader.num_frames, reader.fps
         super().__init__(name, settings, num_frames=num_frames, fps=fps)
+        self._has_times = True  # of their own, or by number and nominal rate
         self._is_first_pass = True
 
     def _open(self, settings: SourceSettings, *, device: int | None) -> av.container.InputContainer:
@@ -103,30 +101,3 @@ class VideoFile(NumberedSource):
         if self._is_first_pass and self._settings.device is not None:
             _logger.info("%s: a video%s", self.name, decoded_where(picture, self._settings))
         self._is_first_pass = False
-
-
-class ImageFiles(NumberedSource):
-    """Images in the order given. They are read as evaluation reads them: EXIF turns nothing."""
-
-    def __init__(self, name: str, paths: list[Path], settings: SourceSettings) -> None:
-        if settings.pace:
-            raise SourceError(f"{paths[0].parent}: images have no speed to pace; leave pace out")
-        super().__init__(name, settings, num_frames=len(paths))
-        self._paths = paths
-
-    def _pictures(self) -> Generator[Picture, None, None]:
-        unreadable = []
-        for path in self._paths:
-            bgr = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-            if bgr is None:
-                unreadable.append(path.name)
-                _logger.warning("%s: %s cannot be read, skipped", self.name, path.name)
-                continue
-            yield Picture(planes=(np.asarray(bgr),), image_name=path.name)
-        if len(unreadable) == len(self._paths):
-            raise SourceError(f"{self._paths[0]}: cannot be read as an image, nor any other given")
-        if unreadable:
-            _logger.warning(
-                "%s: %d of %d images could not be read",
-                self.name, len(unreadable), len(self._paths),
-            )  # fmt: skip

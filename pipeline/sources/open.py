@@ -3,9 +3,10 @@
     open_source("clip.mp4")  ->  source.frames()  ->  Frame, Frame, Frame, ...
 
     source.py          what all kinds share: settings, numbers, times, region, rotation
-    file_source.py     video and image files, which end
-    live_source.py     cameras and streams from the network, which reconnect
-    drawn_source.py    the demo and the test pattern
+    file.py            video files, which end
+    stills.py          image files, folders of them, animations
+    live.py            cameras and streams from the network, which reconnect
+    drawn.py           the demo and the test pattern
 
 This file knows neither queues nor what becomes of a frame.
 """
@@ -20,11 +21,11 @@ from urllib.parse import urlsplit
 from common.redaction import redact
 from pipeline.sources import demo
 from pipeline.sources.drawn import DrawnSource, TestPattern, parse_test_pattern
-from pipeline.sources.file import ImageFiles, VideoFile
+from pipeline.sources.file import VideoFile
 from pipeline.sources.live import LiveSource
 from pipeline.sources.source import Source, SourceError, SourceSettings
+from pipeline.sources.stills import IMAGE_SUFFIXES, open_folder, open_still
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
 _URL_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "http", "https"}
 
@@ -136,13 +137,9 @@ def _without_secrets(broken_url: str) -> str:
 
 def _open_path(path: Path, name: str | None, settings: SourceSettings) -> Source:
     if path.is_dir():
-        images = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
-        if not images:
-            kinds = ", ".join(sorted(_IMAGE_SUFFIXES))
-            raise SourceError(f"{path}: no images in this folder; looked for {kinds}")
-        return ImageFiles(name or path.resolve().name, images, settings)
+        return open_folder(path, name or path.resolve().name, settings)
     if not path.exists():
         raise SourceError(f"{path}: no such file or folder")
-    if path.suffix.lower() in _IMAGE_SUFFIXES:
-        return ImageFiles(name or path.stem, [path], settings)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return open_still(path, name or path.stem, settings)
     return VideoFile(name or path.stem, str(path), settings)

@@ -144,7 +144,8 @@ class NumberedSource:
             stall_seconds=settings.read_timeout_seconds / 2 if live else None
         )
         self._time = RisingTime(live=live)
-        self._has_times = live  # images and raw streams have none
+        self._has_times = live  # images have none
+        self._told_of_clock = False
         self._arrived = 0.0  # time.monotonic() of the last picture
         self._even_rate = EvenRate(settings.max_fps)
         self._regions: dict[tuple[int, int], Region | None] = {}  # by picture size
@@ -164,13 +165,15 @@ class NumberedSource:
         try:
             with closing(self._kept()) as pictures:
                 started: float | None = None  # when the picture of presentation time 0 was due
-                for index, picture in enumerate(pictures):
+                index = -1
+                for count, picture in enumerate(pictures, start=1):
+                    index = index + 1 if picture.number is None else picture.number
                     if self._paced:
                         started = self._wait_for_turn(picture, index, started)
                     if self._stopped.is_set():
                         return
                     yield self._frame(picture, index)
-                    if index + 1 == self._settings.max_frames:
+                    if count == self._settings.max_frames:
                         return
         except SourceError as error:
             reason = redact(error)
@@ -202,7 +205,14 @@ class NumberedSource:
         self._has_times = self._has_times or picture.pts_seconds is not None
         if not self._has_times:
             return picture
-        return picture._replace(pts_seconds=self._time.next(picture.pts_seconds, elapsed=elapsed))
+        seconds = self._time.next(picture.pts_seconds, elapsed=elapsed)
+        if self._time.wrong_rate is not None and not self._told_of_clock:
+            self._told_of_clock = True
+            _logger.warning(
+                "%s: its clock runs %.2f s a second; frames are timed by their arrival instead",
+                self.name, self._time.wrong_rate,
+            )  # fmt: skip
+        return picture._replace(pts_seconds=seconds)
 
     def _wait_for_turn(self, picture: Picture, index: int, started: float | None) -> float:
         """Sleep until the picture's presentation time has come; the first one comes at once."""
@@ -219,7 +229,9 @@ class NumberedSource:
     def _frame(self, picture: Picture, index: int) -> Frame:
         height, width = picture.planes[0].shape[:2]
         rotation = picture.rotation if self._settings.rotation is None else self._settings.rotation
-        size = (height, width) if rotation in (0, 180) else (width, height)
+        size, pixel_aspect = (height, width), picture.pixel_aspect
+        if rotation in (90, 270):
+            size, pixel_aspect = (width, height), 1.0 / pixel_aspect
         return Frame(
             source=self.name,
             index=index,
@@ -233,6 +245,7 @@ class NumberedSource:
             full_range=picture.full_range,
             rotation=rotation,
             roi=self._region(size),
+            pixel_aspect=pixel_aspect,
             image_name=picture.image_name,
             live=self.live,
             tainted=picture.tainted,

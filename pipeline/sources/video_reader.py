@@ -65,9 +65,28 @@ class Picture(NamedTuple):
     color_space: ColorSpace = "bt601"
     full_range: bool = False
     rotation: int = 0
+    pixel_aspect: float = 1.0
+    """As the planes lie, before they are turned."""
     pts_seconds: float | None = None
     image_name: str = ""
+    number: int | None = None
+    """Its place in the source, where that is not one behind the last picture's."""
     tainted: bool = False
+
+
+_NO_TIMESTAMPS = 0x0080  # AVFMT_NOTIMESTAMPS
+
+
+def has_times(container_format: av.format.ContainerFormat) -> bool:
+    """False for raw streams and multipart JPEG: FFmpeg stamps them at 25 frames a second, or at
+    what the stream itself claims, however fast they come."""
+    name = container_format.name
+    return not (
+        container_format.flags & _NO_TIMESTAMPS or name.endswith(("_pipe", "2pipe", "rawvideo"))
+    )
+
+
+_MOST_ASPECT = 4.0  # of a pixel; the widest in use is 24:11
 
 
 class NoPictureError(TimeoutError):
@@ -96,6 +115,7 @@ class VideoReader:
         self._stream = decodable(container)[0]
         # Every frame thread takes one more of NVDEC's surfaces, of which there are 32 at most.
         self._stream.thread_type = "NONE" if self._stream.codec_context.is_hwaccel else threads
+        self._is_timed = has_times(container.format)
         self._device = device
         self._gpu_planes: GpuPlanes | None = None  # made for the first picture on the GPU
         # One for all frames: frame.reformat() would build a new conversion for each of them.
@@ -112,8 +132,11 @@ class VideoReader:
     @property
     def fps(self) -> float | None:
         """Nominal frames a second."""
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        return float(rate) if rate else None
+        stream = self._stream
+        rates = [stream.average_rate, stream.guessed_rate]
+        if not self._is_timed:  # the average is that of times which FFmpeg made up
+            rates.reverse()
+        return next((float(rate) for rate in rates if rate), None)
 
     @property
     def num_frames(self) -> int | None:
@@ -168,7 +191,9 @@ class VideoReader:
         if packet.dts is not None:  # the last one has none: it flushes the decoder
             self._num_packets += 1
             self._first_dts = packet.dts if self._first_dts is None else self._first_dts
-            ticks = packet.dts + (packet.duration or 0) - self._first_dts
+            # Matroska's tag is the end on its own clock, which need not start at 0.
+            start = self._first_dts if self._stream.duration else min(0, self._first_dts)
+            ticks = packet.dts + (packet.duration or 0) - start
             self._read_seconds = float(ticks * packet.time_base)
         try:
             return packet.decode()
@@ -191,7 +216,7 @@ class VideoReader:
         # PyAV states the turn counter-clockwise; a crooked one is taken for the nearest quarter.
         # Both are read before the conversion, which does not keep them.
         rotation = round(-frame.rotation / 90) % 4 * 90
-        pts_seconds = frame.time
+        pts_seconds = frame.time if self._is_timed else None
         tainted = self._is_tainted(frame)
         self._decoded_at = time.monotonic()
         pixel_format: PixelFormat = "nv12"
@@ -206,9 +231,18 @@ class VideoReader:
             color_space=color_space_of(frame),
             full_range=frame.color_range == ColorRange.JPEG or "yuvj" in frame.format.name,
             rotation=rotation,
+            pixel_aspect=self._pixel_aspect,
             pts_seconds=pts_seconds,
             tainted=tainted,
         )
+
+    @property
+    def _pixel_aspect(self) -> float:
+        """Of the container where it says so, else of the codec, as FFmpeg's players take it."""
+        aspects = (self._stream.sample_aspect_ratio, self._stream.codec_context.sample_aspect_ratio)
+        aspect = next((float(aspect) for aspect in aspects if aspect), 1.0)
+        # Beyond that it is a damaged header; so is what rounds to square.
+        return aspect if 1 / _MOST_ASPECT <= aspect <= _MOST_ASPECT else 1.0
 
     def _gpu_planes_of(self, frame: av.VideoFrame) -> tuple[np.ndarray, ...]:
         if self._gpu_planes is None:

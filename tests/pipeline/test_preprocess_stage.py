@@ -254,3 +254,30 @@ def test_another_input_size_holds_from_the_next_batch_on() -> None:
     changed.set_input_size(256)
     [again] = changed([frame])
     np.testing.assert_array_equal(again.images, before.images)
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@pytest.mark.parametrize("aspect", [2.0, 24 / 11, 8 / 9, 0.5])
+def test_the_network_sees_square_pixels_and_its_map_leads_to_stored_ones(
+    rotation: int, aspect: float
+) -> None:
+    size, at = (120, 96), (30.0, 80.0)
+    planes = blob_planes(size, *at, "bgr24")
+    frame = frame_of(planes, rotation=rotation, pixel_aspect=aspect)
+    (batch,) = stage()([frame])
+    height, width = batch.images.shape[2:]
+    shown = frame.shown_size
+    assert width / height == pytest.approx(shown[1] / shown[0], rel=0.35)  # multiples of 32
+    image_from_net = batch.image_from_net[0]
+    # Square on the screen: a step of one network pixel is as long in x as in y.
+    assert image_from_net[0, 0] * aspect == pytest.approx(image_from_net[1, 1], rel=0.02)
+    found = image_from_net @ centroid(batch.images[0])
+    x, y = at
+    height, width = size
+    upright = {
+        0: (x, y),
+        90: (height - 1 - y, x),
+        180: (width - 1 - x, height - 1 - y),
+        270: (y, width - 1 - x),
+    }[rotation]
+    assert found[:2] == pytest.approx(upright, abs=0.5)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def write_clip(
     rotation: int = 0,
     container_options: dict[str, str] | None = None,
     tags: dict[str, int] | None = None,
+    aspect: Fraction | None = None,
 ) -> Path:
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=fps)
@@ -63,6 +65,8 @@ def write_clip(
         stream.pix_fmt = pixel_format
         if codec == "libx264":
             stream.options = {"preset": "ultrafast", "crf": "12", "g": "10", "bf": "0"}
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         if rotation:
             stream.set_display_rotation(rotation)
         for name, value in (tags or {}).items():

@@ -92,7 +92,8 @@ class Page:
             has_picture = view.width and not self._privacy
             return message + self._jpeg(shrunk.to(view.width)) if has_picture else message
         image = shrunk.to(view.width).copy()
-        scaled = _scaled(poses, image.shape[1] / poses.frame.size[1])
+        height, width = poses.frame.size
+        scaled = _scaled(poses, np.array([image.shape[1] / width, image.shape[0] / height]))
         skeleton = SKELETONS[poses.skeleton]
         return self._jpeg(
             draw_poses(image, scaled, skeleton, min_keypoint_score=self._min_keypoint_score)
@@ -115,7 +116,7 @@ class _Shrunk:
 
     def to(self, width: int) -> np.ndarray:
         """(height, width, 3) BGR no wider than this, and never enlarged; not to be written to."""
-        height, full_width = self._frame.size
+        height, full_width = self._frame.shown_size
         width = min(width, full_width)
         if width not in self._by_width:
             size = (max(1, round(height * width / full_width)), width)
@@ -135,8 +136,8 @@ class _Shrunk:
         return shrunk
 
 
-def _scaled(poses: Poses, scale: float) -> Poses:
-    """The same people in a picture that was resized; pixel centres are at integers."""
+def _scaled(poses: Poses, scale: np.ndarray) -> Poses:
+    """The same people in a picture that was resized by (x, y); pixel centres are at integers."""
 
     def moved(xy: np.ndarray) -> np.ndarray:
         return np.asarray((xy + 0.5) * scale - 0.5, np.float32)

@@ -26,6 +26,8 @@ from pipeline.messages import Frame
 logger = logging.getLogger(__name__)
 
 _TICKS_PER_SECOND = 90_000
+_STILL_SECONDS = 1.0  # a still picture is shown
+_FRAME_DURATION = 1 << 8  # AV_CODEC_FLAG_FRAME_DURATION: a packet says how long it is shown
 _JUMP_SECONDS = 2.0  # between two frames: no longer the same clock
 
 # A killed process leaves whole fragments (mp4: each begun by a keyframe) or clusters (mkv: one a
@@ -84,11 +86,13 @@ class VideoWriter:
         self.num_pictures += 1
         size = image_bgr.shape[0], image_bgr.shape[1]
         if self._encoder is None:
-            self._encoder = _Encoder(self.path, even_size(image_bgr))
+            self._encoder = _Encoder(self.path, even_size(image_bgr), frame.pixel_aspect)
         elif size != self._size:
             logger.info("%s: pictures are now %dx%d, fitted in", self.path, size[1], size[0])
         self._size = size
-        self._encoder.write(_fitted(image_bgr, self._encoder.size), self._clock.ticks(frame))
+        ticks = self._clock.ticks(frame)
+        fitted = _fitted(image_bgr, self._encoder.size)
+        self._encoder.write(fitted, ticks, duration=self._clock.frame_ticks)
 
     def close(self) -> None:
         """Finish the file; may be called again. OSError as `write`; `salvage` comes after it."""
@@ -114,7 +118,7 @@ def even_size(image_bgr: np.ndarray) -> tuple[int, int]:
 class _Encoder:
     """An open file with one H.264 stream of a fixed, even size."""
 
-    def __init__(self, path: Path, size: tuple[int, int]) -> None:
+    def __init__(self, path: Path, size: tuple[int, int], pixel_aspect: float) -> None:
         self.size = size
         self._path = path
         self._num_packets = 0
@@ -132,13 +136,15 @@ class _Encoder:
         codec = self._stream.codec_context
         codec.height, codec.width = size
         codec.pix_fmt = "yuv420p"
+        codec.sample_aspect_ratio = Fraction(pixel_aspect).limit_denominator(1000)
         codec.time_base = Fraction(1, _TICKS_PER_SECOND)
+        codec.flags |= _FRAME_DURATION
         self._stream.time_base = codec.time_base
         codec.color_range = ColorRange.MPEG
         # ITU-T H.273: 1 is BT.709, 6 is BT.601 with 525 lines.
         codec.colorspace = codec.color_primaries = codec.color_trc = 1 if hd else 6
 
-    def write(self, image_bgr: np.ndarray, ticks: int) -> None:
+    def write(self, image_bgr: np.ndarray, ticks: int, *, duration: int) -> None:
         picture = VideoFrame.from_ndarray(image_bgr, format="bgr24")
         frame = self._reformatter.reformat(
             picture,
@@ -146,7 +152,7 @@ class _Encoder:
             dst_colorspace=self._colorspace,
             dst_color_range=ColorRange.MPEG,
         )
-        frame.pts = ticks
+        frame.pts, frame.duration = ticks, duration
         frame.time_base = Fraction(1, _TICKS_PER_SECOND)
         frame.pict_type = PictureType.NONE
         if ticks >= self._keyframe_due:
@@ -215,13 +221,22 @@ class _FileClock:
 
     def ticks(self, frame: Frame) -> int:
         self._seconds = self.seconds_at(frame)
+        if frame.image_name:
+            self._frame_seconds = _STILL_SECONDS
         self._last = frame.without_pixels()
         self._ticks = max(self._ticks + 1, round(self._seconds * _TICKS_PER_SECOND))
         return self._ticks
 
+    @property
+    def frame_ticks(self) -> int:
+        """How long a frame is shown if none follows."""
+        return round(self._frame_seconds * _TICKS_PER_SECOND)
+
     def _seconds_between(self, last: Frame, frame: Frame) -> float:
         """By the source's own clock, unless that is missing or jumped (reconnect, looped file)."""
         elapsed = (frame.captured_ns - last.captured_ns) / 1e9
+        if frame.image_name:
+            return _STILL_SECONDS
         num_frames = max(1, frame.index - last.index)
         without_clock = elapsed if frame.live else num_frames * self._frame_seconds
         if frame.pts_seconds is None or last.pts_seconds is None:

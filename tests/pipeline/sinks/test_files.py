@@ -16,7 +16,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from pipeline.sinks.files import CocoResults, JsonLines, OpenPoseFolder, coco_image_id
+from pipeline.sinks.files import CocoResults, JsonLines, OpenPoseFolder
 from tests.support.people import crowd, poses_of
 from tests.support.places import ROOT
 
@@ -182,20 +182,52 @@ def test_coco_results_of_several_sources_go_to_several_files(tmp_path: Path) -> 
     assert len(json.loads((tmp_path / "results-b.json").read_text())) == 2
 
 
+def test_pictures_are_numbered_and_a_table_says_which_is_which(tmp_path: Path) -> None:
+    sink = CocoResults(tmp_path / "results.json")
+    for index, name in [(0, "left_0007.jpg"), (2, "right_0007.jpg")]:
+        sink(poses_of(crowd(1, SIZE), index=index, image_name=name))
+    sink.close()
+    assert [row["image_id"] for row in json.loads((tmp_path / "results.json").read_text())] == [
+        0,
+        2,
+    ]
+    assert json.loads((tmp_path / "results-images.json").read_text()) == [
+        {"id": 0, "file_name": "left_0007.jpg"},
+        {"id": 2, "file_name": "right_0007.jpg"},
+    ]
+
+
+def test_coco_ids_come_from_an_annotation_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = [{"id": 9, "file_name": "a.jpg"}, {"id": 4, "file_name": "sub/b.jpg"}]
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({"images": images}))
+    sink = CocoResults(tmp_path / "results.json", ids_from=labels)
+    for index, name in enumerate(["a.jpg", "b.jpg", "c.jpg"]):
+        sink(poses_of(crowd(1, SIZE), index=index, image_name=name))
+    sink.close()
+    assert [row["image_id"] for row in json.loads((tmp_path / "results.json").read_text())] == [
+        9,
+        4,
+    ]
+    assert "1 pictures are not in" in caplog.text
+    assert not (tmp_path / "results-images.json").exists()
+
+
 @pytest.mark.parametrize(
-    ("name", "image_id"),
+    ("text", "words"),
     [
-        ("000000397133.jpg", 397133),
-        ("COCO_val2014_000000000042.jpg", 42),
-        ("frame7_left.png", 7),
-        ("beach.jpg", 3),
-        ("", 3),
+        ("{", "no COCO annotation file"),
+        ('{"images": [{"id": 1}]}', "no COCO annotation file"),
+        ('{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}', "share"),
+        ('{"images": [{"id": 1, "file_name": "a/c"}, {"id": 2, "file_name": "b/c"}]}', "share"),
     ],
 )
-def test_a_coco_image_id_is_the_last_number_of_the_name_else_the_index(
-    name: str, image_id: int
-) -> None:
-    assert coco_image_id(poses_of(crowd(0, SIZE), index=3, image_name=name).frame) == image_id
+def test_ids_that_are_no_ids_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        CocoResults(tmp_path / "results.json", ids_from=tmp_path / "labels.json")
 
 
 def write_one(folder: Path, *, live: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -231,42 +232,45 @@ def test_a_video_of_which_nothing_decodes_is_an_error(tmp_path: Path) -> None:
         read(path)
 
 
-def test_a_folder_of_images_in_order_of_their_names(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = tmp_path / "holiday"
-    folder.mkdir()
-    for number, name in enumerate(["b.png", "a.JPG", "c.bmp"]):
-        cv2.imwrite(str(folder / name), grey(number))
-    written(folder / "broken.jpg", b"not a picture")
-    written(folder / "notes.txt", b"not looked at")
-    source = open_with(folder)
-    assert (source.name, source.num_frames, source.fps) == ("holiday", 4, None)
-    frames = list(source.frames())
-    assert [frame.image_name for frame in frames] == ["a.JPG", "b.png", "c.bmp"]
-    assert [number_of(frame) for frame in frames] == [1, 0, 2]
-    assert [frame.index for frame in frames] == [0, 1, 2]
-    assert "broken.jpg cannot be read" in caplog.text
-    assert "1 of 4 images" in caplog.text
-    assert "notes.txt" not in caplog.text
+# --- time ----------------------------------------------------------------------------------------
 
 
-def test_only_unreadable_images_are_an_error(tmp_path: Path) -> None:
-    written(tmp_path / "broken.png", b"not a picture")
-    with pytest.raises(SourceError, match="cannot be read as an image"):
-        read(tmp_path)
+def test_a_raw_stream_is_timed_by_its_number_and_its_nominal_rate(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "raw.h264", [grey(i) for i in range(20)], fps=10)
+    source = open_with(path)
+    assert source.fps == 10.0  # FFmpeg's average is a made-up 25
+    assert [frame.pts_seconds for frame in source.frames()] == pytest.approx(np.arange(20) / 10)
+    assert len(read(path, max_fps=2)) == 4
 
 
-def test_an_image_is_read_as_stored_whatever_exif_says(tmp_path: Path) -> None:
-    coded = cv2.imencode(".jpg", patches(), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-    tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # orientation 6
-    exif = b"Exif\0\0" + tiff
-    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
-    path = written(tmp_path / "turned.jpg", coded[:2] + segment + coded[2:])
-    turned = np.asarray(cv2.imread(str(path)))
-    assert turned.shape[:2] == (128, 96)  # the tag is there, and OpenCV obeys it
-    (frame,) = read(path)
-    assert (frame.source, frame.image_name, frame.size) == ("turned", "turned.jpg", SIZE)
-    assert np.abs(frame.planes[0].astype(int) - patches()).mean() < 3
-    with pytest.raises(SourceError, match="leave pace out"):
-        open_with(path, pace=True)
+def test_matroska_that_does_not_begin_at_zero_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "late.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "0", "g": "10"})
+        stream.height, stream.width = SIZE
+        for i in range(50):
+            frame = av.VideoFrame.from_ndarray(patches(), format="bgr24")
+            frame.pts, frame.time_base = 50 + i, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert [frame.pts_seconds for frame in read(path)] == pytest.approx(2 + np.arange(50) / 25)
+    data = path.read_bytes()
+    assert 20 <= len(read_cut_off(written(tmp_path / "cut.mkv", data[: len(data) * 7 // 10]))) < 45
+
+
+# --- geometry ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+@pytest.mark.parametrize("aspect", [Fraction(2), Fraction(24, 11), Fraction(8, 9)])
+def test_pixels_that_are_not_square_are_said(tmp_path: Path, suffix: str, aspect: Fraction) -> None:
+    path = write_clip(tmp_path / f"wide.{suffix}", [grey(0)] * 2, aspect=aspect)
+    (frame, _) = read(path)
+    height, width = SIZE
+    assert frame.size == SIZE
+    assert frame.pixel_aspect == pytest.approx(float(aspect))
+    shown = (height, width * aspect) if aspect > 1 else (height / aspect, width)
+    assert frame.shown_size == pytest.approx([float(side) for side in shown], abs=1)
+    (turned, _) = read(path, rotation=90)
+    assert turned.size == SIZE[::-1]
+    assert turned.pixel_aspect == pytest.approx(1 / float(aspect))

@@ -435,10 +435,11 @@ def web(clip: Path) -> Iterator[str]:
                     self.wfile.write(b"Content-Length: 40\r\n\r\n\xff\xd8" + bytes(38) + b"\r\n")
                     time.sleep(0.01)
                 return
-            if self.path == "/camera":
+            if self.path in ("/camera", "/slow"):
                 self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
                 self.end_headers()
-                for jpeg in jpegs:
+                for jpeg in jpegs * (2 if self.path == "/slow" else 1):
+                    time.sleep(0.1 if self.path == "/slow" else 0.0)
                     length = f"Content-Length: {len(jpeg)}\r\n\r\n".encode()
                     self.wfile.write(b"--next\r\nContent-Type: image/jpeg\r\n" + length)
                     self.wfile.write(jpeg + b"\r\n")
@@ -473,6 +474,16 @@ def test_a_motion_jpeg_camera_is_live_and_comes_back(web: str) -> None:
     assert [frame.index for frame in frames] == list(range(12))
     assert all(frame.full_range for frame in frames)
     assert [number_of(frame) for frame in frames] == [*range(8), *range(4)]
+
+
+@pytest.mark.timeout(60)
+def test_motion_jpeg_is_timed_by_arrival(web: str) -> None:
+    """FFmpeg says 25 frames a second, however fast they come."""
+    frames = read(f"{web}/slow", max_frames=10)
+    published = np.array([frame.pts_seconds for frame in frames])
+    captured = np.array([frame.captured_ns / 1e9 for frame in frames])
+    assert captured[-1] - captured[0] > 0.5
+    np.testing.assert_allclose(published - published[0], captured - captured[0], atol=0.2)
 
 
 @pytest.mark.timeout(60)

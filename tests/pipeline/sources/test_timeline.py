@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -60,6 +61,71 @@ def test_only_a_file_may_leap_ahead() -> None:
         time = RisingTime(live=live)
         time.next(0.0, elapsed=0.0)
         assert time.next(3600.0, elapsed=0.04) == pytest.approx(expected)
+
+
+def _span(rate: float, fps: float, seconds: float, *, jitter: float = 0.0) -> tuple[float, float]:
+    """Of a camera whose clock runs `rate` seconds a second: span published, and span of arrival."""
+    dice = np.random.default_rng(0)
+    ticks = np.arange(round(fps * seconds) + 1) / fps
+    arrived = np.sort(ticks + dice.uniform(0, jitter, len(ticks)))
+    time = RisingTime(live=True)
+    times = [
+        time.next(9000.0 + rate * tick, elapsed=elapsed)
+        for tick, elapsed in zip(ticks, np.diff(arrived, prepend=arrived[0]), strict=True)
+    ]
+    assert all(later > earlier for earlier, later in pairwise(times))
+    assert (time.wrong_rate is None) == (times == list(9000.0 + rate * ticks))
+    return times[-1] - times[0], float(arrived[-1] - arrived[0])
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.05])
+@pytest.mark.parametrize(
+    ("rate", "fps", "seconds"),
+    [
+        (10 / 25, 10, 10),  # 10 frames a second, stamped as 25
+        (1 / 25, 1, 11),
+        (0.11, 25, 5.9),  # RTP clocks of a wrong rate
+        (1.98, 25, 5.9),
+        (30 / 25, 30, 12),
+        (0.97, 25, 60),
+        (1.002, 25, 600),
+    ],
+)
+def test_a_clock_of_a_wrong_rate_is_corrected(
+    rate: float, fps: float, seconds: float, jitter: float
+) -> None:
+    published, arrived = _span(rate, fps, seconds, jitter=jitter)
+    assert published == pytest.approx(arrived, abs=0.1)
+
+
+@given(fps=st.floats(1, 60), jitter=st.floats(0, 0.25), error=st.floats(-1e-4, 1e-4))
+def test_a_clock_that_is_right_is_believed(fps: float, jitter: float, error: float) -> None:
+    published, _ = _span(1.0 + error, fps, 60.0, jitter=jitter)
+    assert published == pytest.approx((1.0 + error) * 60.0, abs=1.0 / fps)
+
+
+@pytest.mark.parametrize(
+    "arrived",
+    [
+        [*np.zeros(50), *np.arange(300) / 25],  # a server that has buffered 2 s
+        [*np.arange(100) / 25, *np.full(75, 7.0), *(7 + np.arange(200) / 25)],  # 3 s of silence
+        np.repeat(np.arange(80) / 5, 5),  # five at once, five times a second
+        np.repeat(np.arange(30) * 0.8, 20),  # 20 at once
+    ],
+    ids=["burst", "hiccup", "bunches", "big bunches"],
+)
+def test_a_network_that_shakes_costs_no_trust(arrived: Sequence[float]) -> None:
+    time = RisingTime(live=True)
+    pts = np.arange(len(arrived)) / 25
+    for own, elapsed in zip(pts, np.diff(arrived, prepend=0.0), strict=True):
+        assert time.next(own, elapsed=elapsed) == own
+    assert time.wrong_rate is None
+
+
+def test_a_file_ticks_as_it_likes() -> None:
+    time = RisingTime(live=False)
+    pts = 5.0 * np.arange(100)
+    assert [time.next(own, elapsed=0.04) for own in pts] == list(pts)
 
 
 @given(

@@ -1,5 +1,5 @@
 // Draws the people of one pose/1 message over a picture. Coordinates: pixels of the whole picture,
-// pixel centres at integers; `scale` leads from there to the canvas.
+// pixel centres at integers; `scale` leads from there to the canvas. Widths of lines follow y.
 
 const EDGE = "rgba(16, 18, 22, 0.85)";
 const NO_ID = "#5a626d";
@@ -9,8 +9,9 @@ const ID_COLORS = [
 ];
 
 export function drawPeople(context, message, skeleton, look) {
-  const scale = context.canvas.width / message.size[1];
-  const place = ([x, y]) => [(x + 0.5) * scale, (y + 0.5) * scale];
+  const scaleX = context.canvas.width / message.size[1];
+  const scale = context.canvas.height / message.size[0];
+  const place = ([x, y]) => [(x + 0.5) * scaleX, (y + 0.5) * scale];
   const people = message.people
     .filter((person) => person.bbox)
     .sort((one, other) => area(one) - area(other)); // who stands nearer comes last, on top
@@ -20,12 +21,12 @@ export function drawPeople(context, message, skeleton, look) {
       return place(look.smoothed && person.smoothed ? person.smoothed[k] : [x, y]);
     });
     const width = lineWidth(person, scale, context.canvas);
-    if (look.boxes) drawBox(context, person, place, scale, width);
+    if (look.boxes) drawBox(context, person, place, width);
     if (look.skeleton) drawSkeleton(context, person, points, skeleton, look.colors, width);
   }
   if (look.ids) {
     const taken = [];
-    for (const person of people.reverse()) drawLabel(context, person, place, scale, look, taken);
+    for (const person of people.reverse()) drawLabel(context, person, place, look, taken);
   }
 }
 
@@ -44,11 +45,18 @@ function lineWidth(person, scale, canvas) {
   return Math.min(Math.max(size / 60, least), 5 * least);
 }
 
-function drawBox(context, person, place, scale, width) {
-  const [x, y] = place(person.bbox);
+function drawBox(context, person, place, width) {
+  const [x, y, w, h] = boxOnCanvas(person, place);
   context.lineWidth = Math.max(1.5, width / 2);
   context.strokeStyle = idColor(person.id);
-  context.strokeRect(x, y, person.bbox[2] * scale, person.bbox[3] * scale);
+  context.strokeRect(x, y, w, h);
+}
+
+function boxOnCanvas(person, place) {
+  const [x, y, w, h] = person.bbox;
+  const [left, top] = place([x, y]);
+  const [right, bottom] = place([x + w, y + h]);
+  return [left, top, right - left, bottom - top];
 }
 
 function drawSkeleton(context, person, points, skeleton, colors, width) {

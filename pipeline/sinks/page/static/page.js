@@ -124,12 +124,20 @@ function isNewer(message, shown) {
   return !shown || message.session !== shown.session || message.seq > shown.seq;
 }
 
+// With square pixels: what is stored is stretched, never shrunk.
+function shownSize(message) {
+  const [height, width] = message.size;
+  const aspect = message.pixel_aspect ?? 1;
+  return aspect >= 1 ? [height, width * aspect] : [height / aspect, width];
+}
+
 function draw(camera) {
   const { canvas, context, message, picture } = camera;
-  const [height, width] = message.size;
+  const [height, width] = shownSize(message);
   const most = Math.ceil(camera.view.clientWidth * (window.devicePixelRatio || 1));
   const scale = picture ? picture.width / width : Math.min(1, Math.max(320, most) / width);
-  const size = [Math.round(width * scale), Math.round(height * scale)];
+  const size = picture ? [picture.width, picture.height] :
+    [Math.round(width * scale), Math.round(height * scale)];
   if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
   if (picture && !isOn("black")) {
     context.drawImage(picture, 0, 0, ...size);

@@ -7,6 +7,8 @@ import resource
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -42,11 +44,14 @@ def times_of(path: Path) -> list[float]:
     return [float(frame.pts * frame.time_base) for frame in frames_of(path)]  # type: ignore[operator]
 
 
+NOBODY = np.zeros((0, 17, 3))
+
+
 def write(path: Path, images: list[np.ndarray], **times: list) -> None:  # type: ignore[type-arg]
     writer = VideoWriter(path)
     for i, image in enumerate(images):
         moment = {name: values[i] for name, values in times.items()}
-        frame = poses_of(np.zeros((0, 17, 3)), index=i, **{"pts_seconds": i / 25, **moment}).frame
+        frame = poses_of(NOBODY, index=i, **{"pts_seconds": i / 25, **moment}).frame
         writer.write(image, frame)
     writer.close()
 
@@ -96,6 +101,33 @@ def test_without_presentation_times_a_camera_uses_arrival_and_a_file_its_rate(
     assert times_of(tmp_path / "a.mp4") == pytest.approx(seconds, abs=1e-4)
     write(tmp_path / "b.mp4", images, pts_seconds=none, captured_ns=captured)
     assert times_of(tmp_path / "b.mp4") == pytest.approx([0, 1 / 30, 2 / 30, 3 / 30], abs=1e-4)
+
+
+def test_still_pictures_are_shown_for_a_second_each(tmp_path: Path) -> None:
+    path = tmp_path / "stills.mp4"
+    writer = VideoWriter(path)
+    for index in (0, 2, 3):  # one between them could not be read
+        poses = poses_of(NOBODY, index=index, image_name=f"{index}.jpg")
+        writer.write(grey(64, 96), poses.frame)
+    writer.close()
+    assert times_of(path) == pytest.approx([0.0, 1.0, 2.0])
+    with av.open(str(path)) as container:
+        assert container.duration == pytest.approx(3e6, rel=0.01)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_pixels_that_are_not_square_stay_so(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"wide{suffix}"
+    writer = VideoWriter(path)
+    for index in range(3):
+        writer.write(
+            grey(64, 96), replace(poses_of(NOBODY, index=index).frame, pixel_aspect=24 / 11)
+        )
+    writer.close()
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.sample_aspect_ratio == Fraction(24, 11)
+        assert (stream.height, stream.width) == (64, 96)
 
 
 @pytest.mark.parametrize(("height", "space"), [(360, 6), (720, 1)])
