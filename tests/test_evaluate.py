@@ -105,7 +105,6 @@ def test_drawings_show_ground_truth_beside_prediction(run: Run, tmp_path: Path) 
     assert changed[1].mean() > 2 * changed[0].mean()
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.parametrize("flag", [(), ("--set", "detection_threshold=0.4")])
 def test_the_stream_gives_the_same_numbers(run: Run, tmp_path: Path, flag: tuple[str]) -> None:
     data = write_data(tmp_path, counts=(2, 0, 3, 1))
@@ -155,7 +154,6 @@ def test_images_in_a_tar_beside_the_annotations(run: Run, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("through", [(), ("--through-stream",)])
-@pytest.mark.timeout(90)
 def test_a_corrupt_image_is_counted_and_survived(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], through: tuple[str]
 ) -> None:
@@ -319,7 +317,6 @@ def test_images_that_are_not_there(
     assert "no images found" in one_line(capsys)
 
 
-@pytest.mark.timeout(60)
 def test_as_a_program_it_exits_with_2_on_bad_input(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "evaluate.py", "--data", tmp_path / "none.json"],

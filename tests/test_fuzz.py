@@ -36,6 +36,7 @@ from tests.support import hostile
 from tests.support.clips import write_clip
 from tests.support.places import ROOT
 from tests.support.rtsp_server import RtspServer, why_unavailable
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 START_SECONDS = 200.0
 SETTLE_SECONDS = 60.0
@@ -87,15 +88,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.05)
-
-
 def wait_for_more(frames: list[int], than: int, who: str) -> None:
-    wait_until(lambda: len(frames) > than, 30, lambda: f"the {who} gets no more frames")
+    wait_until(lambda: len(frames) > than, f"the {who} gets no more frames")
 
 
 @contextmanager
@@ -120,7 +114,7 @@ def running(folder: Path) -> Iterator[Running]:
         stream = Running(process, page_port, zmq_port, folder / "poses.jsonl", folder / "keys",
                          folder / "log")  # fmt: skip
         try:
-            wait_until(lambda: stream.num_poses() > 10, START_SECONDS, stream.log.read_text)
+            wait_until(lambda: stream.num_poses() > 10, stream.log.read_text)
             yield stream
         finally:
             process.kill()
@@ -282,7 +276,7 @@ def test_everything_hostile_at_once_gets_clear_answers_and_the_stream_goes_on(
         assert not stream.complaints, "\n".join(stream.complaints)
         assert stream.process.poll() is None
         stream.process.send_signal(signal.SIGTERM)
-        assert stream.process.wait(60) == 0
+        assert stream.process.wait(PATIENCE_SECONDS) == 0
         log = stream.log.read_text()
     assert all(now <= was for now, was in zip(after, before, strict=True)), (
         before,

@@ -23,8 +23,7 @@ from run_stream import main
 from tests.support.places import ROOT
 from tests.support.rtsp_server import RtspServer, why_unavailable
 from tests.support.stream_process import running, wait_for_lines
-
-pytestmark = pytest.mark.timeout(180)
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 def run(*arguments: str | Path, timeout_seconds: float = 120) -> subprocess.CompletedProcess[str]:
@@ -162,7 +161,7 @@ def test_the_same_command_given_twice_is_refused_and_after_a_restart_goes_on(
         assert second.returncode == 2
         assert "p.jsonl is being written by another stream; stop that one or choose" in line
         first.kill()
-        first.wait(30)
+        first.wait(PATIENCE_SECONDS)
     num_lines = len(messages_of(tmp_path / "p.jsonl"))
     assert run(*command, "--max-frames", "2").returncode == 0
     messages = messages_of(tmp_path / "p.jsonl")
@@ -176,7 +175,7 @@ def test_a_stop_finishes_the_files(tmp_path: Path, number: signal.Signals) -> No
     with running("demo", "--loop", "--jsonl", jsonl, "--save", video, "--coco", coco) as process:
         wait_for_lines(jsonl, 20)
         process.send_signal(number)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
     num_messages = len(messages_of(jsonl))
     assert num_messages >= 20
     assert num_video_frames(video) == num_messages
@@ -188,7 +187,7 @@ def test_after_a_kill_what_was_written_is_readable(tmp_path: Path) -> None:
     with running("demo", "--loop", "--jsonl", jsonl, "--save", video) as process:
         wait_for_lines(jsonl, 90)
         process.kill()
-        process.wait(30)
+        process.wait(PATIENCE_SECONDS)
     assert len(messages_of(jsonl)) >= 90
     assert num_video_frames(video) >= 30
 
@@ -212,7 +211,7 @@ def test_segments_of_drawn_and_clean_pictures_and_a_kill(tmp_path: Path) -> None
     with running("demo", "--loop", *in_segments) as process:
         wait_for_lines(jsonl, 85)
         process.kill()
-        process.wait(30)
+        process.wait(PATIENCE_SECONDS)
     lines = [json.loads(line) for line in (tmp_path / "clean.mkv.jsonl").read_text().splitlines()]
     finished = {line["file"]: line["pictures"] for line in lines if line["pictures"]}
     assert len(finished) >= 2
@@ -274,7 +273,7 @@ def test_a_cut_stream_stops_in_order_and_tells_of_bad_input(tmp_path: Path) -> N
     with running("demo", "--loop", "--jsonl", jsonl, *cuts) as process:
         wait_for_lines(jsonl, 10)
         process.send_signal(signal.SIGINT)
-        assert process.wait(40) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
     frames = [message["frame"] for message in messages_of(jsonl)]
     assert frames == list(range(len(frames)))
 
@@ -295,7 +294,7 @@ def test_parts_started_by_hand_meet(tmp_path: Path) -> None:
         result = run("demo", "--part", "network", "--jsonl", jsonl, *cut)
         assert result.returncode == 0, result.stderr
         assert "waiting for" not in result.stderr
-        assert sources.wait(30) == 0
+        assert sources.wait(PATIENCE_SECONDS) == 0
     assert [message["frame"] for message in messages_of(jsonl)] == list(range(12))
 
 
@@ -344,13 +343,13 @@ def test_a_camera_is_published_to_whoever_subscribes(tmp_path: Path) -> None:
             server.start()
             wait_for_more()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            assert process.wait(PATIENCE_SECONDS) == 0
             assert process.stderr is not None
             log = process.stderr.read()
     finally:
         subscriber.kill()
-        subscriber.wait(10)
-        reader.join(10)
+        subscriber.wait(PATIENCE_SECONDS)
+        reader.join(PATIENCE_SECONDS)
     frames = frames_seen()
     assert frames == sorted(set(frames))
     assert any(" people" in line and " 0 people" not in line for line in seen)
@@ -386,7 +385,7 @@ def test_the_page_of_a_running_stream_shows_it_and_ends_with_it() -> None:
         status, pictures = ask("/mjpeg/demo?width=320")
         assert (status, pictures.count(b"\xff\xd8\xff") > 1) == (200, True)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
         assert process.stderr is not None
         log = process.stderr.read()
     assert f"page: http://127.0.0.1:{port}/" in log

@@ -20,12 +20,11 @@ from nets.skeletons import SKELETONS
 from tests.support.painted_set import write_set
 from tests.support.places import ROOT
 from tests.support.tiny import TINY_NET, tiny_recipe
+from tests.support.waiting import PATIENCE_SECONDS
 from training.config import checked_recipe, load_recipe
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 RECIPES = sorted((ROOT / "configs" / "train").glob("*.yaml"))
-
-pytestmark = pytest.mark.timeout(110)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +106,7 @@ def test_sigterm_ends_the_step_saves_and_leaves_with_143(painted: Path, tmp_path
     for _ in range(5):  # as torchrun and a service manager both send it
         process.send_signal(signal.SIGTERM)
         time.sleep(0.002)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 143, errors
     assert "stopped by SIGTERM" in errors
     state = torch.load(output / "last.pt", weights_only=True)
@@ -126,7 +125,7 @@ def test_a_folder_takes_one_training_at_a_time(painted: Path, tmp_path: Path) ->
     )
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 143, errors
     assert _main(recipe, output, "--resume", "--minutes", "0.001") == 0
 
@@ -199,7 +198,7 @@ def test_with_norms_in_training_ranks_stay_equal_and_the_loss_falls(
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     totals = [line["total"] for line in _lines(tmp_path / "out")]
@@ -318,7 +317,6 @@ def _narrow(net: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(175)
 def test_a_net_learns_eight_pictures_by_heart(tmp_path: Path) -> None:
     annotations = write_set(tmp_path, count=8)
     recipe = _recipe_file(

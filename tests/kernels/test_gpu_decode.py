@@ -67,7 +67,6 @@ def assert_decodes_as_cpu(
     return found
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("case", CASES)
 def test_published_scenes_are_reproduced(case: str, data_folder: Path) -> None:
     data = np.load(data_folder / "decode_direct.npz")
@@ -79,7 +78,6 @@ def test_published_scenes_are_reproduced(case: str, data_folder: Path) -> None:
     assert_same_people(people, decode([heat[0]], tags[0], heat.shape[2:], COCO))
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("steps", [256, None])
 @pytest.mark.parametrize("num_tags", [1, 2])
 def test_two_hundred_scenes(steps: int | None, num_tags: int) -> None:
@@ -92,14 +90,12 @@ def test_two_hundred_scenes(steps: int | None, num_tags: int) -> None:
     assert sum(people.filled.sum() for people in found) > 50
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_dozen_scenes_in_other_orders_of_threads(seed: int) -> None:
     scenes = [small_scene(index % 6, seed=index) for index in range(12)]
     assert_decodes_as_cpu(EmulatedGpu(seed=seed), scenes)
 
 
-@pytest.mark.timeout(300)
 def test_full_size_with_twenty_people() -> None:
     scene = paint_people(20, seed=3)
     (people,) = assert_decodes_as_cpu(EmulatedGpu(), [scene], COCO)
@@ -107,7 +103,6 @@ def test_full_size_with_twenty_people() -> None:
     assert people.filled.any()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("steps", [256, None])
 @pytest.mark.parametrize(
     "settings",
@@ -147,7 +142,6 @@ def test_nobody_at_all() -> None:
         assert people.tags.shape == (0, 1)
 
 
-@pytest.mark.timeout(300)
 def test_more_people_than_the_first_copy_holds() -> None:
     """48 of them in one image, a few in its neighbour, and again after that."""
     crowd = small_scene(48, size=(192, 192), level_sizes=((48, 48), (96, 96)), noise=0.0)

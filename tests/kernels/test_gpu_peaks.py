@@ -100,7 +100,6 @@ def random_rule(seed: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.timeout(300)  # numba compiles the CPU twin for one to four levels
 @pytest.mark.parametrize("first", range(0, 200, 25))
 def test_random_scenes_equal_the_cpu(first: int) -> None:
     gpu = EmulatedGpu()
@@ -115,7 +114,6 @@ def test_any_order_of_threads_gives_the_same(order: int) -> None:
         assert_equal_to_cpu(gpu, *random_scene(seed), **random_rule(seed))
 
 
-@pytest.mark.timeout(120)
 def test_a_full_size_scene_equals_the_cpu() -> None:
     scene = paint_people(8, seed=5, noise=0.02)
     levels = [level[None] for level in scene.levels]
@@ -336,13 +334,11 @@ def small_launches(gpu: EmulatedGpu) -> None:
     finder.find(finder.average([np.ones((1, 2, 36, 47), np.float32)], tags[:1], (36, 47)))
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("sanitize", ["thread", "address"])
 def test_sanitizers_find_nothing(sanitize: Sanitizer) -> None:
     assert_clean(small_launches, sanitize=sanitize)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("sanitize", "words", "old", "new"),
     [

@@ -136,7 +136,6 @@ def test_a_picture_has_the_same_maps_alone_and_in_a_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND[1:])
-@pytest.mark.timeout(60)
 def test_exports_with_any_size_and_upsamples_by_factor(name: str) -> None:
     """Engines take the graph; TensorRT converts upsampling only where it is given by factor."""
     fewer = {"bridge_low": 1, "bridge_high": 1} if name.startswith("double") else {}

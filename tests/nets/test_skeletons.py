@@ -42,7 +42,6 @@ def test_skeleton_is_found_by_its_number_of_keypoints() -> None:
         skeleton_for(16)
 
 
-@pytest.mark.timeout(30)
 def test_skeletons_alone_do_not_import_torch() -> None:
     """A process that only draws or publishes needs no torch in memory."""
     code = "import sys, nets.skeletons; sys.exit('torch' in sys.modules)"

@@ -9,11 +9,11 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,10 @@ from pipeline.runtime import source_set
 from pipeline.runtime.queues import handles
 from pipeline.sources.source import SourceError
 from pipeline.stream import Stream
-from tests.support import running_stream
 from tests.support.painted import painted_model
 from tests.support.places import ROOT
-from tests.support.running_stream import SeesNobody
-
-PATIENCE_SECONDS = 30.0
-running = partial(running_stream.running, patience_seconds=PATIENCE_SECONDS)
-wait_until = partial(running_stream.wait_until, patience_seconds=PATIENCE_SECONDS)
-
-pytestmark = pytest.mark.timeout(120)
+from tests.support.running_stream import SeesNobody, running
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 
 def stream_of(
@@ -214,7 +208,7 @@ def _subscribed(folder: Path) -> Iterator[dict[str, list[dict[str, Any]]]]:
         yield heard
     finally:
         over.set()
-        thread.join(10)
+        thread.join(PATIENCE_SECONDS)
 
 
 def test_nothing_is_left_of_sources_that_came_and_went(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,8 +320,8 @@ def test_the_systemd_unit_is_one(tmp_path: Path) -> None:
     assert program.startswith(settings["WorkingDirectory"])
     assert settings["User"] != "root"
     known = subprocess.run(
-        [str(ROOT / ".venv/bin/python"), str(ROOT / "run_stream.py"), "--help"],
-        capture_output=True, text=True, check=True, timeout=60,
+        [sys.executable, str(ROOT / "run_stream.py"), "--help"],
+        capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS,
     ).stdout  # fmt: skip
     assert all(word in known for word in arguments if word.startswith("--"))
     verifier = shutil.which("systemd-analyze")
@@ -341,7 +335,7 @@ def test_the_systemd_unit_is_one(tmp_path: Path) -> None:
     )  # fmt: skip
     done = subprocess.run(
         [verifier, "verify", "--man=no", str(unit)],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS,
     )  # fmt: skip
     complaints = [line for line in done.stderr.splitlines() if "posestream.service" in line]
     assert complaints == []

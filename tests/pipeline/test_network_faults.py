@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from pipeline.sources.source import SourceError
-from tests.support.clips import SIZE, open_with, read, reading, wait_until, write_clip
+from tests.support.clips import SIZE, open_with, read, reading, write_clip
 from tests.support.lossy_relay import LossyRelay
 from tests.support.rtsp_server import RtspServer, why_unavailable
+from tests.support.waiting import wait_until
 
 pytestmark = [
-    pytest.mark.timeout(60),
     pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable()),
 ]
 

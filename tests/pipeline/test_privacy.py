@@ -24,7 +24,6 @@ from tests.support.page_stand import COLOR_BGR, Stand, picture_of, serving, spli
 from tests.support.painted import grid_people, paint, painted_model
 from tests.support.sink_context import context_of
 
-pytestmark = pytest.mark.timeout(90)
 SIZE = (256, 384)
 BACKGROUND = (90, 60, 160)
 

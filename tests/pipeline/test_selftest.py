@@ -38,8 +38,8 @@ from run_stream import main
 from tests.support.cuda_on_cpu.emulator import EmulatedGpu
 from tests.support.painted import grid_people, paint, painted_model
 from tests.support.places import ROOT
+from tests.support.waiting import PATIENCE_SECONDS
 
-pytestmark = pytest.mark.timeout(240)
 QUICK = Stopwatch(seconds=0.0)
 
 
@@ -338,7 +338,7 @@ def test_a_cpu_as_people_check_it() -> None:
         [sys.executable, str(ROOT / "run_stream.py"), "--selftest", "--device", "cpu"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr

@@ -44,7 +44,6 @@ SLACK = 3
 """Queues are now fuller, now emptier. What leaks once a pass over the clip leaks five and more."""
 
 pytestmark = [
-    pytest.mark.timeout(120),
     pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux's /proc/self/fd"),
 ]
 

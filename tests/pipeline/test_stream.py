@@ -20,8 +20,6 @@ SIZE = (256, 384)
 """Of every painted picture; the paint reader's input size, so only padding moves coordinates."""
 TOLERANCE_PX = 1.5
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def moving_people(index: int, *, count: int = 2) -> np.ndarray:
     """Where the painted people of a clip's frame stand: (P, K, 2)."""

@@ -15,14 +15,9 @@ from pipeline.config import ConfigError, SourceConfig, StreamConfig
 from pipeline.messages import Poses
 from pipeline.runtime import source_set
 from pipeline.stream import Stream
-from tests.support import running_stream
 from tests.support.painted import painted_model
 from tests.support.running_stream import SeesNobody
-
-PATIENCE_SECONDS = 30.0
-wait_until = partial(running_stream.wait_until, patience_seconds=PATIENCE_SECONDS)
-
-pytestmark = pytest.mark.timeout(120)
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 
 def config_of(*names: str, **settings: Any) -> StreamConfig:

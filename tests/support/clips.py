@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -21,9 +20,9 @@ from pipeline.messages import Frame
 from pipeline.sources.open import open_source
 from pipeline.sources.source import Source, SourceError, SourceSettings
 from tests.support.places import ROOT
+from tests.support.waiting import PATIENCE_SECONDS
 
 SIZE = (96, 128)
-PATIENCE_SECONDS = 30.0
 
 
 def grey(index: int, size: tuple[int, int] = SIZE) -> np.ndarray:
@@ -111,13 +110,6 @@ def reading(source: Source) -> Iterator[list[int]]:
         reader.join(timeout=PATIENCE_SECONDS)
     assert not reader.is_alive()
     assert source.status.state == "ended"
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.001)
 
 
 def kill_once_written(script: str, path: Path) -> None:

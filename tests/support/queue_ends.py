@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pipeline.runtime.queues.receiver import Receiver
 from pipeline.runtime.queues.sender import Sender
 from tests.support.places import ROOT
 from tests.support.queue_peer import is_intact
+from tests.support.waiting import PATIENCE_SECONDS
 
 SCHEMES = ["inproc", "ipc", "tcp"]
 
@@ -44,21 +44,15 @@ class Background(threading.Thread):
         except BaseException as error:
             self._error = error
 
-    def result(self, timeout_seconds: float = 30.0) -> Any:
-        self.join(timeout_seconds)
+    def result(self) -> Any:
+        self.join(PATIENCE_SECONDS)
         assert not self.is_alive(), "still running"
         if self._error is not None:
             raise self._error
         return self._value
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """For what another thread does soon; the test's timeout ends it if that never happens."""
-    while not condition():
-        time.sleep(0.002)
-
-
-def take(receiver: Receiver, timeout_seconds: float = 10) -> Any:
+def take(receiver: Receiver, timeout_seconds: float = PATIENCE_SECONDS) -> Any:
     """The next message (whose fields the test knows) or END."""
     return receiver.receive(timeout_seconds=timeout_seconds)
 
@@ -88,7 +82,7 @@ class Peer:
         self.lines: list[str] = []
         assert self.next_line().startswith("ready")
 
-    def next_line(self, timeout_seconds: float = 30.0) -> str:
+    def next_line(self, timeout_seconds: float = PATIENCE_SECONDS) -> str:
         assert self.process.stdout is not None
         readable, _, _ = select.select([self.process.stdout], [], [], timeout_seconds)
         assert readable or self.lines, "the peer says nothing"
@@ -106,7 +100,7 @@ class Peer:
     def finish(self) -> list[str]:
         """Wait for its end; every line it has said."""
         assert self.process.stdout is not None
-        self.process.wait(30)
+        self.process.wait(PATIENCE_SECONDS)
         self.lines += [line.strip() for line in self.process.stdout]
         self.process.stdout.close()
         return self.lines

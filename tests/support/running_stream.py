@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nets.aggregation import Maps
 from pipeline.stream import Stream
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 class Zeros(NamedTuple):
@@ -41,9 +42,9 @@ class SeesNobody(nn.Module):
 
 
 @contextmanager
-def running(stream: Stream, *, patience_seconds: float) -> Iterator[Stream]:
-    """The stream runs inside; at the end of the block its sources are stopped, and it must end
-    well within the patience."""
+def running(stream: Stream) -> Iterator[Stream]:
+    """The stream runs inside; at the end of the block its sources are stopped, and it must
+    end."""
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(stream.run()))
     thread.start()
@@ -51,14 +52,6 @@ def running(stream: Stream, *, patience_seconds: float) -> Iterator[Stream]:
         yield stream
     finally:
         stream.sources.stop()
-        thread.join(patience_seconds)
+        thread.join(PATIENCE_SECONDS)
     assert not thread.is_alive()
     assert codes == [0]
-
-
-def wait_until(condition: Callable[[], object], *, patience_seconds: float) -> None:
-    """For what the stream does soon."""
-    deadline = time.monotonic() + patience_seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)

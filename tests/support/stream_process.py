@@ -2,12 +2,12 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.places import ROOT
+from tests.support.waiting import wait_until
 
 
 @contextmanager
@@ -25,8 +25,8 @@ def running(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def wait_for_lines(path: Path, count: int, *, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists() or path.read_bytes().count(b"\n") < count:
-        assert time.monotonic() < deadline, f"{path} did not get {count} lines"
-        time.sleep(0.05)
+def wait_for_lines(path: Path, count: int) -> None:
+    wait_until(
+        lambda: path.exists() and path.read_bytes().count(b"\n") >= count,
+        f"{path} did not get {count} lines",
+    )

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tests.support.waiting import PATIENCE_SECONDS
+
 
 @contextmanager
 def tcp_server(talk: Callable[[socket.socket, threading.Event], None]) -> Iterator[int]:
@@ -34,4 +36,4 @@ def tcp_server(talk: Callable[[socket.socket, threading.Event], None]) -> Iterat
             yield int(listener.getsockname()[1])
         finally:
             done.set()
-            thread.join(5)
+            thread.join(PATIENCE_SECONDS)

@@ -313,7 +313,6 @@ def test_a_flipped_bit_in_a_zip_is_noticed(tmp_path: Path) -> None:
         ImageStore(path).read("0.png")
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(("method", "kind"), [("fork", "tar"), ("fork", "zip"), ("spawn", "tar")])
 def test_stores_work_in_threads_and_workers(tmp_path: Path, method: str, kind: StoreKind) -> None:
     files = pictures(20)

@@ -160,7 +160,6 @@ def test_masks_take_a_channel_each_as_soon_as_one_keypoint_is_unknown(tmp_path: 
 # --- the same example everywhere ------------------------------------------------------------------
 
 
-@pytest.mark.timeout(60)
 def test_workers_and_process_make_the_same_batches(tmp_path: Path) -> None:
     sets = [
         load(write_set(tmp_path / "a", 5, kind="tar")),
@@ -176,7 +175,6 @@ def test_workers_and_process_make_the_same_batches(tmp_path: Path) -> None:
     assert not torch.equal(here[0].images, take(examples_of(*sets, seed=1), 1, batch=2)[0].images)
 
 
-@pytest.mark.timeout(60)
 def test_a_resumed_run_sees_what_the_unbroken_one_sees(tmp_path: Path) -> None:
     examples = examples_of(load(write_set(tmp_path, 7)), mosaic=0.3)
     unbroken = take(examples, 9, batch=2)
@@ -318,7 +316,6 @@ def test_an_image_whose_only_person_is_not_trusted_is_left_out(tmp_path: Path) -
     assert sorted(ids_of_epoch(examples_of(some), 0)) == [2, 3]
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_corrupt_image_is_named_and_replaced_by_the_next(tmp_path: Path, workers: int) -> None:
     path = write_set(tmp_path, 5)

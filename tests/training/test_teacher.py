@@ -23,7 +23,6 @@ from training.targets import Plan
 from training.teacher import Teacher, taught
 from training.trainer import train
 
-pytestmark = pytest.mark.timeout(100)
 SIDE = 64
 
 

@@ -17,8 +17,6 @@ from tests.support.tiny import TINY_NET, tiny_config
 from training.config import ConfigError, OptimiserConfig, TrainConfig
 from training.trainer import DivergedError, Limits, train
 
-pytestmark = pytest.mark.timeout(100)
-
 
 @pytest.fixture(autouse=True)
 def _as_before(caplog: pytest.LogCaptureFixture) -> Iterator[None]:

@@ -11,8 +11,7 @@ from kernels.arrays import CudaGpu, Gpu
 from kernels.checks.twin_checks import CHECKS
 from tests.support.cuda_on_cpu.emulator import EmulatedGpu
 from tests.support.places import ROOT
-
-pytestmark = pytest.mark.timeout(300)  # numba and g++ compile what is met for the first time
+from tests.support.waiting import PATIENCE_SECONDS
 
 DEVICES = [
     pytest.param(lambda: EmulatedGpu(seed=2), id="emulated"),
@@ -70,7 +69,7 @@ def test_without_a_gpu_the_switch_makes_a_skip_a_failure(switch: str, exit_code:
         env=os.environ | {"FAIL_WITHOUT_GPU": switch, "CUDA_VISIBLE_DEVICES": "", "CI": "true"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert result.returncode == exit_code, result.stdout

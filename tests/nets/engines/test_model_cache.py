@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nets.engines import model_cache
 from nets.engines.model_cache import ModelCache
 from tests.support.places import ROOT
+from tests.support.waiting import PATIENCE_SECONDS
 
 KEY = {"name": "net", "weights": "aa", "version": "1"}
 PAYLOAD = bytes(range(256)) * 40
@@ -175,7 +176,6 @@ print(whole)
 """
 
 
-@pytest.mark.timeout(60)
 def test_processes_share_a_folder(tmp_path: Path) -> None:
     root = ROOT
     writers = [
@@ -189,7 +189,7 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
         for _ in range(3)
     ]
     for writer in writers:
-        output, errors = writer.communicate(timeout=50)
+        output, errors = writer.communicate(timeout=PATIENCE_SECONDS)
         assert writer.returncode == 0, errors
         assert errors == ""  # no entry ever looked damaged
         assert int(output) > 0

@@ -6,8 +6,6 @@ What TensorRT itself does is checked by `make check-tensorrt` (it converts) and 
 import io
 import logging
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +23,12 @@ from nets.engines.model_cache import ModelCache
 from nets.engines.tensorrt import BUILD_AFTER, MAX_BATCH, Compiler, Program, TensorRtEngine
 from nets.engines.torch import TorchEngine
 from tests.support.random_model import random_model
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(240)]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL: dict[str, Any] = {"width": 8, "stem": 8, "blocks": 1, "bottlenecks": 1, "modules": (1, 1, 1)}
 FIXED = ShapeRange.fixed((1, 64, 96))
-WAIT_SECONDS = 200.0
 
 
 class Exported:
@@ -49,7 +47,7 @@ class Exported:
         return Compiler(self._compile, self._load, {"gpu": "none"} | made_with)
 
     def _compile(self, program: ExportedProgram, shapes: ShapeRange) -> bytes:
-        assert self.may_build.wait(WAIT_SECONDS)
+        assert self.may_build.wait(PATIENCE_SECONDS)
         if self._error is not None:
             raise self._error
         self.built.append(shapes)
@@ -95,13 +93,6 @@ def _images(batch: int = 1, height: int = 64, width: int = 96) -> Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def _wait(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def _alike(maps: Maps, expected: Maps) -> bool:
     pairs = zip((*maps.levels, maps.tags), (*expected.levels, expected.tags), strict=True)
     return all(torch.allclose(x, y, rtol=1e-4, atol=1e-4 * float(y.abs().max())) for x, y in pairs)
@@ -141,7 +132,7 @@ def test_results_belong_to_the_caller_and_carry_the_ramp(tmp_path: Path) -> None
     assert _alike(second, expected)
     assert all(x.is_contiguous() for x in (*second.levels, second.tags))
     exported.may_build.set()
-    _wait(lambda: engine.serves((1, 64, 96)))
+    wait_until(lambda: engine.serves((1, 64, 96)))
     assert _alike(engine(_images()), expected)
 
 
@@ -154,7 +145,7 @@ def test_a_second_start_loads_what_the_first_built(model: Model, tmp_path: Path)
 
 
 def _wait_for(engine: TensorRtEngine) -> None:
-    _wait(lambda: engine.serves((1, 64, 96)))
+    wait_until(lambda: engine.serves((1, 64, 96)))
 
 
 def test_two_engines_may_ask_at_once(model: Model, tmp_path: Path) -> None:
@@ -197,7 +188,7 @@ def test_a_failed_or_wrong_build_is_logged_and_torch_stays(
     reason: str,
 ) -> None:
     engine = _engine(model, tmp_path, exported)
-    _wait(lambda: "torch goes on serving 1x64x96" in caplog.text)
+    wait_until(lambda: "torch goes on serving 1x64x96" in caplog.text)
     assert reason in caplog.text
     assert not engine.serves((1, 64, 96))
     assert _alike(engine(_images()), TorchEngine(model, threads=None)(_images()))
@@ -228,7 +219,7 @@ def test_batches_of_several_share_a_program(
     engine = _engine(model, tmp_path, exported, shapes=None)
     engine(_images(2, 64, 64))
     engine(_images(3, 64, 64))
-    _wait(lambda: engine.serves((5, 64, 64)))
+    wait_until(lambda: engine.serves((5, 64, 64)))
     assert _alike(engine(_images(5, 64, 64)), TorchEngine(model, threads=None)(_images(5, 64, 64)))
     assert [str(shapes) for shapes in exported.built] == [f"2..{MAX_BATCH}x64x64"]
     assert not engine.serves((1, 64, 64))
@@ -244,7 +235,7 @@ def test_programs_are_bounded_and_the_least_used_goes(
     engine = _engine(model, tmp_path, exported, shapes=None)
     for width in (64, 96, 64):
         engine(_images(1, 64, width))
-        _wait(lambda width=width: engine.serves((1, 64, width)))  # type: ignore[misc]
+        wait_until(lambda width=width: engine.serves((1, 64, width)))  # type: ignore[misc]
     assert not engine.serves((1, 64, 96))
     assert [str(shapes) for shapes in exported.built] == ["1x64x64", "1x64x96"]  # then the cache
     assert exported.loaded == 3

@@ -28,7 +28,6 @@ from pipeline.messages import Frame
 from tests.support.clips import SIZE, grey, read, write_clip
 from tests.support.pretend_gpu import GpuArray, pretend_nvdec
 
-pytestmark = pytest.mark.timeout(60)
 needs_no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU")
 
 

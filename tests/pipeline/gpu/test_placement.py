@@ -8,6 +8,7 @@ import pytest
 from pipeline.config import ConfigError, InferenceConfig
 from pipeline.gpu import placement as placement_module
 from pipeline.gpu.placement import Placement, cuda_devices, devices_of
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,6 @@ def test_without_gpus_nobody_is_anywhere() -> None:
     assert placement.emptiest() is None
 
 
-@pytest.mark.timeout(60)
 def test_threads_may_ask_at_once() -> None:
     placement = Placement([0, 1, 2, 3])
     names = [str(i) for i in range(400)]
@@ -92,5 +92,5 @@ def test_threads_may_ask_at_once() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE_SECONDS)
     assert Counter(placement.gpu_of(name) for name in names) == {0: 100, 1: 100, 2: 100, 3: 100}

@@ -3,7 +3,6 @@
 import json
 import threading
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +26,17 @@ from pipeline.poses import FindPoses
 from pipeline.preprocess import Preprocess
 from pipeline.runtime.queues.credit import Stopped
 from pipeline.stream import Stream
-from tests.support import running_stream
 from tests.support.clips import write_clip
 from tests.support.cuda_on_cpu.emulator import EmulatedGpu
 from tests.support.painted import grid_people, paint, painted_model
 from tests.support.pretend_gpu import pretend_nvdec
+from tests.support.running_stream import running as in_thread
+from tests.support.waiting import wait_until
 
 DEVICES = (4, 2)
 SIZE = (240, 320)
 NUM_FRAMES = 6
 TOLERANCE_PX = 3.0
-PATIENCE_SECONDS = 60.0
-in_thread = partial(running_stream.running, patience_seconds=PATIENCE_SECONDS)
-wait_until = partial(running_stream.wait_until, patience_seconds=PATIENCE_SECONDS)
-
-pytestmark = pytest.mark.timeout(180)
 
 
 class TwoGpus:

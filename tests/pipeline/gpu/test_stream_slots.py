@@ -21,6 +21,7 @@ from pipeline.preprocess import Preprocess
 from pipeline.runtime.queues.credit import Stopped
 from tests.support.cuda_on_cpu.emulator import EmulatedGpu
 from tests.support.painted import grid_people, paint, painted_model
+from tests.support.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.timeout(400)  # kernels are compiled first
 
@@ -139,8 +140,8 @@ def test_a_stream_slot_is_free_when_its_batch_has_gone_whatever_became_of_it() -
     thread.start()
     assert not taken.wait(0.5)  # the output still needs the stream slot
     del output
-    assert taken.wait(30)
-    thread.join(30)
+    assert taken.wait(PATIENCE_SECONDS)
+    thread.join(PATIENCE_SECONDS)
 
 
 def test_waiting_for_a_stream_slot_ends_with_the_stream() -> None:

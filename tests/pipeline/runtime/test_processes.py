@@ -9,8 +9,8 @@ import pytest
 from pipeline.config import ConfigError, QueuesConfig, load_config
 from pipeline.runtime.processes import PARTS, Children, Part, endpoint, parts_with
 from tests.support.stream_process import running, wait_for_lines
+from tests.support.waiting import PATIENCE_SECONDS
 
-pytestmark = pytest.mark.timeout(120)
 LIVE = ("testsrc=96x96@5", "--pace", "--quiet", "--set", "queues.poses=ipc")
 """A source that would never end, its sinks in a child process."""
 
@@ -48,7 +48,7 @@ def test_a_part_started_by_hand_must_know_where_to_meet() -> None:
 
 def test_a_live_stream_whose_sinks_cannot_begin_ends_with_their_exit_code(tmp_path: Path) -> None:
     with running(*LIVE, "--jsonl", tmp_path / "missing" / "p.jsonl") as process:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 2
     assert "missing does not exist" in errors
     assert len(errors.splitlines()) == 1
@@ -58,24 +58,24 @@ def test_a_child_that_is_asked_twice_to_stop_still_writes_what_is_under_way(tmp_
     """As `systemctl stop` does: it signals every process, and the parent passes it on."""
     jsonl = tmp_path / "p.jsonl"
     with running(*LIVE, "--jsonl", jsonl) as process:
-        wait_for_lines(jsonl, 3, seconds=60)
+        wait_for_lines(jsonl, 3)
         (sinks,) = psutil.Process(process.pid).children()
         for _ in range(2):
             sinks.terminate()
             time.sleep(0.3)
-        wait_for_lines(jsonl, jsonl.read_bytes().count(b"\n") + 3, seconds=60)
+        wait_for_lines(jsonl, jsonl.read_bytes().count(b"\n") + 3)
         process.terminate()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, errors
 
 
 def test_a_live_stream_does_not_outlive_its_sinks(tmp_path: Path) -> None:
     jsonl = tmp_path / "p.jsonl"
     with running(*LIVE, "--jsonl", jsonl) as process:
-        wait_for_lines(jsonl, 3, seconds=60)
+        wait_for_lines(jsonl, 3)
         (sinks,) = psutil.Process(process.pid).children()
         sinks.kill()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
     assert "sinks: process" in errors
     assert "was ended by signal 9" in errors

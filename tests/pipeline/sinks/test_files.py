@@ -305,7 +305,6 @@ while True:
 """
 
 
-@pytest.mark.timeout(60)
 def test_what_was_written_is_readable_after_a_kill(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", ENDLESS, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE

@@ -13,7 +13,6 @@ from pipeline.messages import Poses
 from pipeline.stream import Stream
 from tests.support.painted import painted_model
 
-pytestmark = pytest.mark.timeout(90)
 NUM_FRAMES = 12
 
 

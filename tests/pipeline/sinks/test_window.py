@@ -18,8 +18,7 @@ import pytest
 from pipeline.sinks.overlay import SIDE_COLORS
 from pipeline.sinks.window import Window, check_display
 from tests.support.places import ROOT
-
-pytestmark = pytest.mark.timeout(90)
+from tests.support.waiting import PATIENCE_SECONDS
 
 WIDTH, HEIGHT = 1000, 700
 
@@ -97,7 +96,7 @@ def run_window(script: str, environment: dict[str, str]) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -30,18 +30,17 @@ from tests.support.clips import (
     read,
     read_cut_off,
     reading,
-    wait_until,
     write_clip,
     written,
 )
 from tests.support.rtsp_server import RtspServer, why_unavailable
 from tests.support.scripted_rtmp import scripted_rtmp
 from tests.support.scripted_rtsp import scripted_rtsp
+from tests.support.waiting import wait_until
 
 needs_rtsp_server = pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable())
 
 
-@pytest.mark.timeout(60)
 def test_a_refused_connection_is_an_error_without_reconnect() -> None:
     with pytest.raises(SourceError) as raised:
         read("rtsp://me:geheim@127.0.0.1:1/live", reconnect=False)
@@ -49,7 +48,6 @@ def test_a_refused_connection_is_an_error_without_reconnect() -> None:
     assert "geheim" not in str(raised.value)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("path", ["live", "clip.mp4"])
 def test_a_name_that_does_not_resolve_is_said_so(path: str) -> None:
     with pytest.raises(SourceError, match=r"the name host\.invalid does not resolve") as raised:
@@ -57,7 +55,6 @@ def test_a_name_that_does_not_resolve_is_said_so(path: str) -> None:
     assert "geheim" not in str(raised.value)
 
 
-@pytest.mark.timeout(60)
 def test_a_server_that_hangs_up_is_tried_again_and_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -76,7 +73,6 @@ def test_a_server_that_hangs_up_is_tried_again_and_logged_once(
 
 
 @needs_rtsp_server
-@pytest.mark.timeout(90)
 def test_rtsp_goes_on_after_a_kill_and_after_a_freeze(
     clip: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,7 +103,6 @@ def test_rtsp_goes_on_after_a_kill_and_after_a_freeze(
 
 
 @needs_rtsp_server
-@pytest.mark.timeout(90)
 def test_a_connection_that_a_restarting_server_forgets_is_given_up_early(clip: Path) -> None:
     with RtspServer(clip) as server:
         source = open_with(server.url, open_timeout_seconds=80.0)
@@ -140,7 +135,6 @@ def test_a_camera_that_has_answered_is_given_more_time_with_every_try() -> None:
 
 
 @needs_rtsp_server
-@pytest.mark.timeout(60)
 def test_rtsp_passwords_open_the_stream_and_stay_secret(
     clip: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -162,7 +156,6 @@ def test_rtsp_passwords_open_the_stream_and_stay_secret(
 
 
 @needs_rtsp_server
-@pytest.mark.timeout(60)
 def test_rtsp_pictures_may_change_size_and_be_damaged(tmp_path: Path) -> None:
     noise = np.random.default_rng(1).integers(0, 255, (12, *SIZE, 3), np.uint8)
     small = write_clip(tmp_path / "small.mp4", list(noise))
@@ -174,7 +167,6 @@ def test_rtsp_pictures_may_change_size_and_be_damaged(tmp_path: Path) -> None:
 
 
 @needs_rtsp_server
-@pytest.mark.timeout(60)
 def test_stop_ends_a_silent_stream(clip: Path) -> None:
     with RtspServer(clip) as server:
         source = open_with(server.url, read_timeout_seconds=0.5)
@@ -184,7 +176,6 @@ def test_stop_ends_a_silent_stream(clip: Path) -> None:
 
 
 @needs_rtsp_server
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 @pytest.mark.parametrize("digest", [False, True])
 def test_rtsp_opens_with_either_kind_of_password(clip: Path, transport: str, digest: bool) -> None:
@@ -194,7 +185,6 @@ def test_rtsp_opens_with_either_kind_of_password(clip: Path, transport: str, dig
 
 
 @needs_rtsp_server
-@pytest.mark.timeout(60)
 def test_pictures_with_bit_errors_are_tainted_until_the_next_key_frame(tmp_path: Path) -> None:
     noise = np.random.default_rng(1).integers(0, 255, (20, *SIZE, 3), np.uint8)
     path = write_clip(tmp_path / "noise.mp4", list(noise))
@@ -213,7 +203,6 @@ def test_pictures_with_bit_errors_are_tainted_until_the_next_key_frame(tmp_path:
 
 
 @needs_rtsp_server
-@pytest.mark.timeout(60)
 def test_times_rise_when_the_cameras_go_back_and_when_it_restarts(clip: Path) -> None:
     with RtspServer(clip, jump_seconds=-0.9) as server:
         seconds: list[float] = []
@@ -227,7 +216,6 @@ def test_times_rise_when_the_cameras_go_back_and_when_it_restarts(clip: Path) ->
 
 
 @needs_rtsp_server
-@pytest.mark.timeout(60)
 def test_a_stream_that_is_not_there_yet_is_picked_up_and_its_states_are_told(
     clip: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -263,14 +251,12 @@ def test_a_stream_that_is_not_there_yet_is_picked_up_and_its_states_are_told(
 
 
 @needs_rtsp_server
-@pytest.mark.timeout(60)
 def test_mpegts_in_rtsp_tells_its_streams_late_and_is_read(clip: Path) -> None:
     with RtspServer(clip, mpegts=True) as server:
         frames = read(server.url, max_frames=5)
     assert [frame.size for frame in frames] == [SIZE] * 5
 
 
-@pytest.mark.timeout(60)
 def test_where_a_quick_look_finds_no_video_a_longer_one_is_taken(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -300,7 +286,6 @@ def test_where_a_quick_look_finds_no_video_a_longer_one_is_taken(
 # --- what a camera may answer --------------------------------------------------------------------
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("answer", "state", "word"),
     [
@@ -336,7 +321,6 @@ def test_the_time_between_refusals_grows_to_five_minutes_and_is_never_the_same()
     assert np.all(waits.std(axis=0) > 0)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_a_camera_that_promises_and_sends_nothing_is_silent(transport: str) -> None:
     with scripted_rtsp() as (url, asked):
@@ -348,7 +332,6 @@ def test_a_camera_that_promises_and_sends_nothing_is_silent(transport: str) -> N
     assert asked.count("PLAY") >= 2
 
 
-@pytest.mark.timeout(60)
 def test_stop_does_not_wait_for_a_camera_that_never_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -357,7 +340,6 @@ def test_stop_does_not_wait_for_a_camera_that_never_answers() -> None:
             listener.accept()
 
 
-@pytest.mark.timeout(60)
 def test_a_flood_of_failures_is_a_few_lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     source = LiveSource("cam", "rtsp://127.0.0.1:1/live", SourceSettings())
@@ -372,7 +354,6 @@ def test_a_flood_of_failures_is_a_few_lines(caplog: pytest.LogCaptureFixture) ->
 # --- cameras -------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(60)
 def test_a_camera_is_read_through_its_input_device() -> None:
     """FFmpeg's synthetic input device stands in for a camera, which no test machine has."""
     pattern = "testsrc2=size=128x96:rate=30"
@@ -384,7 +365,6 @@ def test_a_camera_is_read_through_its_input_device() -> None:
     assert source.fps == 30.0
 
 
-@pytest.mark.timeout(60)
 def test_a_camera_that_cannot_be_opened_is_an_error_even_with_reconnect(tmp_path: Path) -> None:
     no_device = written(tmp_path / "video0", b"")
     source = LiveSource("camera0", str(no_device), SourceSettings(), format_name="v4l2")
@@ -466,7 +446,6 @@ def web(clip: Path) -> Iterator[str]:
     thread.join()
 
 
-@pytest.mark.timeout(60)
 def test_a_motion_jpeg_camera_is_live_and_comes_back(web: str) -> None:
     source = open_with(f"{web}/camera", max_frames=12)
     assert source.live
@@ -476,7 +455,6 @@ def test_a_motion_jpeg_camera_is_live_and_comes_back(web: str) -> None:
     assert [number_of(frame) for frame in frames] == [*range(8), *range(4)]
 
 
-@pytest.mark.timeout(60)
 def test_motion_jpeg_is_timed_by_arrival(web: str) -> None:
     """FFmpeg says 25 frames a second, however fast they come."""
     frames = read(f"{web}/slow", max_frames=10)
@@ -486,7 +464,6 @@ def test_motion_jpeg_is_timed_by_arrival(web: str) -> None:
     np.testing.assert_allclose(published - published[0], captured - captured[0], atol=0.2)
 
 
-@pytest.mark.timeout(60)
 def test_rtmp_is_live_and_comes_back_and_its_stream_key_stays_secret(
     clip: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -503,7 +480,6 @@ def test_rtmp_is_live_and_comes_back_and_its_stream_key_stays_secret(
     assert "secret-key" not in source.name
 
 
-@pytest.mark.timeout(60)
 def test_data_without_a_picture_counts_as_lost(
     web: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -519,7 +495,6 @@ def test_data_without_a_picture_counts_as_lost(
     assert caplog.text.count("no picture for 0.3 s; trying again") == 1
 
 
-@pytest.mark.timeout(60)
 def test_a_video_on_a_web_server_is_a_file(web: str, tmp_path: Path) -> None:
     source = open_with(f"{web}/whole.mp4")
     assert not source.live
@@ -533,7 +508,6 @@ def test_a_video_on_a_web_server_is_a_file(web: str, tmp_path: Path) -> None:
     assert len(remote) in (len(local) - 1, len(local))
 
 
-@pytest.mark.timeout(60)
 def test_hls_is_read_but_cannot_name_a_file_of_this_machine(web: str) -> None:
     assert len(read(f"{web}/fine.m3u8", max_frames=8)) == 8
     source = open_with(f"{web}/evil.m3u8", options={"protocol_whitelist": "http,tcp,file"})

@@ -11,10 +11,10 @@ import pytest
 from pipeline.config import SourceConfig
 from pipeline.messages import Region
 from pipeline.sources.source import SourceSettings, region_of
-from tests.support.clips import number_of, open_with, patches, read, reading, wait_until, write_clip
+from tests.support.clips import number_of, open_with, patches, read, reading, write_clip
+from tests.support.waiting import wait_until
 
 
-@pytest.mark.timeout(30)
 def test_pace_plays_at_the_files_own_speed_as_if_live(clip: Path) -> None:
     source = open_with(clip, pace=True, max_frames=12)
     assert source.live
@@ -26,7 +26,6 @@ def test_pace_plays_at_the_files_own_speed_as_if_live(clip: Path) -> None:
     assert np.all((seconds - seconds[0]) - (due - due[0]) > -0.005)
 
 
-@pytest.mark.timeout(60)
 def test_stop_from_another_thread_ends_a_long_wait() -> None:
     source = open_with(
         "testsrc=64x48@0.001", pace=True

@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,11 @@ from pipeline.runtime.load import contract
 from pipeline.runtime.load.contract import check_contract, steps_for
 from pipeline.runtime.load.load_control import Timing
 from pipeline.stream import Stream
-from tests.support import running_stream
 from tests.support.painted import painted_model
-from tests.support.running_stream import SeesNobody
+from tests.support.running_stream import SeesNobody, running
+from tests.support.waiting import wait_until
 
-PATIENCE_SECONDS = 60.0
-running = partial(running_stream.running, patience_seconds=PATIENCE_SECONDS)
-wait_until = partial(running_stream.wait_until, patience_seconds=PATIENCE_SECONDS)
 SIDE = 192
-
-pytestmark = pytest.mark.timeout(300)
 
 
 def stream_of(

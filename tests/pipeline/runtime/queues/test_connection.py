@@ -8,8 +8,6 @@ import pytest
 from pipeline.runtime.queues.credit import Policy
 from pipeline.runtime.queues.sender import Sender
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.mark.parametrize(
     ("scheme", "policy"), [("inproc", "wait"), ("ipc", "wait"), ("tcp", "drop_oldest")]

@@ -16,8 +16,6 @@ from pipeline.runtime.queues.sender import Sender
 from tests.support.queue_ends import SCHEMES, Background, send_all, take
 from tests.support.queue_peer import is_intact, make_frame
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def test_a_queue_checks_its_settings() -> None:
     with pytest.raises(ValueError, match="an endpoint must be"):
@@ -116,7 +114,7 @@ def test_stop_ends_every_wait(endpoint: Callable[[str], str], scheme: str, block
     assert waiting.is_alive()
     stop.set()
     with pytest.raises(Stopped):
-        waiting.result(timeout_seconds=2)
+        waiting.result()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -137,7 +135,7 @@ def test_teardown_leaks_nothing(endpoint: Callable[[str], str], scheme: str) -> 
         receiver.close()
         abandoned = Sender(endpoint(scheme), policy=policy, context=context)
         abandoned.abort()
-        Background(context.term).result(timeout_seconds=5)  # waits for every socket
+        Background(context.term).result()  # waits for every socket
 
     run_once("wait")
     run_once("drop_oldest")  # whatever the libraries keep for good is there by now

@@ -12,10 +12,9 @@ import zmq
 from pipeline.runtime.queues.credit import END, QueueError, Stopped
 from pipeline.runtime.queues.receiver import Receiver, receive_any
 from pipeline.runtime.queues.sender import Sender
-from tests.support.queue_ends import Background, own_segments, send_all, take, wait_until
+from tests.support.queue_ends import Background, own_segments, send_all, take
 from tests.support.queue_peer import is_intact, make_frame
-
-pytestmark = pytest.mark.timeout(60)
+from tests.support.waiting import wait_until
 
 
 def test_receive_any_serves_unequal_senders_in_turn(endpoint: Callable[[str], str]) -> None:
@@ -33,14 +32,15 @@ def test_receive_any_serves_unequal_senders_in_turn(endpoint: Callable[[str], st
         with Sender(addresses["rare"]) as sender:
             for count in range(1, 21):
                 sender.send(("rare", count))
-                time.sleep(0.005)
+                while served["busy"] < 2 * count:
+                    time.sleep(0.001)
         return 0
 
+    served: Counter[str] = Counter()
     receivers = [Receiver(address) for address in addresses.values()]
     everyone = list(receivers)
     threads = [Background(lambda: flood("busy")), Background(lambda: flood("busier"))]
     rare = Background(trickle)
-    served: Counter[str] = Counter()
     last: Counter[str] = Counter()
     while len(receivers) == 3:  # until the rare one has ended
         batch = receive_any(receivers, 2)
@@ -51,7 +51,7 @@ def test_receive_any_serves_unequal_senders_in_turn(endpoint: Callable[[str], st
             assert count == last[name] + 1
             last[name] = count
         served.update(names)
-        time.sleep(0.002)  # work, during which the busy ones get ready again
+        wait_until(lambda: all(receiver._socket.poll(0) for receiver in everyone[:2]))
     rare.result()
     assert served["rare"] == 20
     assert served["busy"] > 20

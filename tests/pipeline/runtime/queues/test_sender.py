@@ -8,10 +8,9 @@ import zmq
 from pipeline.runtime.queues.credit import END, ENVELOPE, NO_CREDIT, STATE, Policy
 from pipeline.runtime.queues.receiver import Receiver
 from pipeline.runtime.queues.sender import Sender
-from tests.support.queue_ends import Background, send_all, take, wait_until
+from tests.support.queue_ends import Background, send_all, take
 from tests.support.queue_peer import make_frame
-
-pytestmark = pytest.mark.timeout(60)
+from tests.support.waiting import wait_until
 
 
 def test_leaving_by_an_exception_sends_no_end(endpoint: Callable[[str], str]) -> None:

@@ -27,8 +27,8 @@ from pipeline.config import SourceConfig
 from pipeline.sinks.page.page import Page
 from pipeline.sinks.sink import ForgetsSources
 from tests.support.page_stand import COLOR_BGR, Stand, feeding, picture_of, serving, split_body
+from tests.support.waiting import PATIENCE_SECONDS
 
-pytestmark = pytest.mark.timeout(60)
 TOKEN = "a-token-of-twenty-four-c"
 
 
@@ -71,7 +71,7 @@ def look(
 
 async def next_frame(connection: aiohttp.ClientWebSocketResponse) -> tuple[dict[str, Any], bytes]:
     while True:
-        message = await connection.receive(timeout=10)
+        message = await connection.receive(timeout=PATIENCE_SECONDS)
         assert message.type in (aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT), message
         if message.type is aiohttp.WSMsgType.BINARY:
             return split_body(message.data)
@@ -422,7 +422,7 @@ def test_a_viewer_that_talks_nonsense_is_told_and_dropped(message: str | bytes) 
         else:
             await connection.send_str(message)
         while not connection.closed:
-            await connection.receive(timeout=5)
+            await connection.receive(timeout=PATIENCE_SECONDS)
         return connection.close_code
 
     with serving(Stand()) as page:
@@ -463,7 +463,7 @@ def test_a_camera_is_added_whole_though_who_asked_for_it_hangs_up() -> None:
 
     def slow(config: SourceConfig) -> str:
         asked.set()
-        assert go_on.wait(10)
+        assert go_on.wait(PATIENCE_SECONDS)
         return add(config)
 
     stand._add = slow  # type: ignore[method-assign]
@@ -473,7 +473,7 @@ def test_a_camera_is_added_whole_though_who_asked_for_it_hangs_up() -> None:
         url = urlsplit(base(page))
         with socket.create_connection((url.hostname, url.port)) as connection:
             connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            assert asked.wait(10)
+            assert asked.wait(PATIENCE_SECONDS)
         time.sleep(0.2)  # the server hears of it
         go_on.set()
         assert ask(page, "GET", "/healthz")[0] == 200
@@ -489,7 +489,7 @@ def test_silent_and_deaf_clients_are_dropped(monkeypatch: pytest.MonkeyPatch) ->
     async def say_nothing(connection: aiohttp.ClientWebSocketResponse) -> int | None:
         await connection.send_json({"watch": {"cam1": 320}})
         while not connection.closed:
-            await connection.receive(timeout=8)
+            await connection.receive(timeout=PATIENCE_SECONDS)
         return connection.close_code
 
     with serving(stand) as page:
@@ -567,7 +567,7 @@ def test_closing_it_ends_everything() -> None:
         await next_frame(connection)
         closing = asyncio.create_task(asyncio.to_thread(page.close))
         while not connection.closed:
-            await connection.receive(timeout=5)
+            await connection.receive(timeout=PATIENCE_SECONDS)
         await closing
         return connection.close_code
 

@@ -15,7 +15,6 @@ from pipeline.runtime.stats import LoadSnapshot
 from pipeline.sinks.overlay import SIDE_COLORS
 from tests.support.page_stand import COLOR_BGR, LOST, Stand, feeding, serving
 
-pytestmark = pytest.mark.timeout(90)
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,7 +85,6 @@ def test_what_is_wanted_is_what_somebody_is_due(steps: list[str]) -> None:
         assert audience.wanted("cam1") == ({SMALL} if is_due else frozenset())
 
 
-@pytest.mark.timeout(10)
 def test_a_viewer_wakes_for_a_frame() -> None:
     async def wait_for_a_frame() -> bytes:
         audience = Audience()

@@ -9,7 +9,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -23,8 +23,7 @@ from pipeline.sinks.publisher.admission import Admission, Refusals
 from pipeline.sinks.publisher.curve import make_keys
 from pipeline.sinks.publisher.publisher import Publisher
 from tests.support.people import crowd, poses_of
-
-pytestmark = pytest.mark.timeout(60)
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 FREE = "tcp://127.0.0.1:*"
 PEOPLE = crowd(2, (720, 1280))
@@ -94,13 +93,6 @@ def warnings(caplog: pytest.LogCaptureFixture, word: str = "") -> list[str]:
     ]
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never came about"
-        time.sleep(0.01)
-
-
 def port_of(publisher: Publisher) -> int:
     return int(publisher.endpoint.rpartition(":")[2])
 
@@ -121,8 +113,8 @@ def test_only_listed_keys_get_messages_and_the_others_are_in_the_log(
         "no key": {},
     }
     strangers = [subscriber(context, publisher.endpoint, **files) for files in connect.values()]
-    wait_for(lambda: len(warnings(caplog, "is not in")) > 0)
-    wait_for(lambda: len(warnings(caplog, "did not shake hands")) > 0)
+    wait_until(lambda: len(warnings(caplog, "is not in")) > 0)
+    wait_until(lambda: len(warnings(caplog, "did not shake hands")) > 0)
     for _ in range(20):
         assert served(publisher, alice)
     assert [bool(stranger.poll(50)) for stranger in strangers] == [False] * 3
@@ -149,7 +141,7 @@ def test_nothing_readable_is_on_the_wire(context: zmq.Context[Sub], keys: Path) 
         for _ in range(5):
             assert served(publisher, alice)
         alice.close(linger=0)
-        relay.join(10)
+        relay.join(PATIENCE_SECONDS)
         assert not relay.is_alive()
     publisher.close()
     assert len(seen) > 5 * 1000
@@ -187,7 +179,7 @@ def test_a_new_key_is_let_in_and_a_deleted_one_is_shut_out_at_once(
     assert served(publisher, carol), "if not at once, for the file was not read yet, then soon"
     num_refused = len(warnings(caplog, "is not in"))
     (keys / "clients" / "bob.key").unlink()
-    wait_for(lambda: len(warnings(caplog, "is not in")) > num_refused)
+    wait_until(lambda: len(warnings(caplog, "is not in")) > num_refused)
     assert served(publisher, alice), "who is still listed comes back by himself"
     assert served(publisher, carol)
     while bob.poll(100):
@@ -203,7 +195,7 @@ def test_a_spoilt_file_shuts_its_owner_out_and_nobody_else(
     bob_file = keys / "clients" / "bob.key"
     text = bob_file.read_text()
     bob_file.write_text(text[:30])
-    wait_for(lambda: len(warnings(caplog, "this subscriber is not let in")) > 0)
+    wait_until(lambda: len(warnings(caplog, "this subscriber is not let in")) > 0)
     alice, bob = (friend(context, publisher, keys, name) for name in ("alice", "bob"))
     assert served(publisher, alice)
     assert not served(publisher, bob, seconds=0.3)
@@ -219,11 +211,11 @@ def test_a_new_pair_of_the_publisher_replaces_the_old_one(
     former = friend(context, publisher, keys, "alice")
     assert served(publisher, former)
     (keys / "server.key_secret").write_text("spoilt")
-    wait_for(lambda: len(warnings(caplog, "former keys stay in use")) > 0)
+    wait_until(lambda: len(warnings(caplog, "former keys stay in use")) > 0)
     assert served(publisher, former)
     (keys / "server.key_secret").unlink()
     make_keys(keys, [])
-    wait_for(lambda: len(warnings(caplog, "did not shake hands")) > 0)
+    wait_until(lambda: len(warnings(caplog, "did not shake hands")) > 0)
     assert served(publisher, friend(context, publisher, keys, "alice"))
     while former.poll(100):
         former.recv()
@@ -273,7 +265,7 @@ def test_rubbish_on_the_port_harms_nobody(
             threading.Timer(1.0, stranger.close).start()
         if round_ % 10 == 0:
             assert served(publisher, alice)
-    wait_for(lambda: process.num_fds() <= num_files and process.num_threads() <= num_threads)
+    wait_until(lambda: process.num_fds() <= num_files and process.num_threads() <= num_threads)
     assert served(publisher, alice)
     lines = warnings(caplog)
     assert 1 <= len(lines) <= 3, "one for each address and reason"
@@ -312,7 +304,7 @@ def test_a_crowd_of_connections_is_cut_short(
         connections = psutil.Process().net_connections("tcp")
         return sum(one.laddr.port == port and one.status == "ESTABLISHED" for one in connections)
 
-    wait_for(lambda: num_open() <= 20)
+    wait_until(lambda: num_open() <= 20)
     assert served(publisher, sub)
     assert len(warnings(caplog, "as many as may be")) == 1
     for stranger in crowd_:
@@ -345,7 +337,7 @@ def test_ipc_needs_keys_as_well(
     stranger = subscriber(context, publisher.endpoint)
     assert served(publisher, friend(context, publisher, keys, "alice"))
     assert not stranger.poll(50)
-    wait_for(lambda: len(warnings(caplog, "did not shake hands")) > 0)
+    wait_until(lambda: len(warnings(caplog, "did not shake hands")) > 0)
     (keys / "clients" / "bob.key").unlink()
     assert served(publisher, friend(context, publisher, keys, "alice"))
     publisher.close()

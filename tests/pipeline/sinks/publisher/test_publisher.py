@@ -28,8 +28,7 @@ from pipeline.sinks.publisher.publisher import Publisher, checked_endpoint
 from pipeline.sinks.schema import pose_message
 from tests.support.people import crowd, poses_of
 from tests.support.places import ROOT
-
-pytestmark = pytest.mark.timeout(60)
+from tests.support.waiting import PATIENCE_SECONDS
 
 FREE = "tcp://127.0.0.1:*"
 SIZE = (720, 1280)
@@ -205,7 +204,7 @@ def test_the_last_messages_are_delivered_before_close_returns(
 
     def status() -> dict[str, StreamStatus]:
         asked.set()
-        go_on.wait(10)
+        go_on.wait(PATIENCE_SECONDS)
         return {}
 
     publisher = Publisher(FREE, status=status)
@@ -214,7 +213,7 @@ def test_the_last_messages_are_delivered_before_close_returns(
     # Hold the publisher's thread up, so that it finds messages and the end at the same time.
     go_on.clear()
     asked.clear()
-    assert asked.wait(10)
+    assert asked.wait(PATIENCE_SECONDS)
     for index in range(5):
         publisher(poses_of(PEOPLE, source="cam1", index=index))
     closer = threading.Thread(target=publisher.close)
@@ -234,7 +233,7 @@ def test_a_broken_status_fails_the_stream_and_not_silently(
         raise KeyError("cam1")
 
     publisher = Publisher(FREE, status=broken)
-    publisher._thread.join(10)
+    publisher._thread.join(PATIENCE_SECONDS)
     with pytest.raises(RuntimeError, match="publisher's thread failed") as failure:
         publisher(poses_of(PEOPLE))
     assert isinstance(failure.value.__cause__, KeyError)

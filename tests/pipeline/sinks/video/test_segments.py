@@ -23,6 +23,7 @@ from pipeline.sinks.video.video_writer import VideoWriter
 from tests.support.clips import kill_once_written
 from tests.support.people import poses_of
 from tests.support.places import ROOT
+from tests.support.waiting import PATIENCE_SECONDS
 
 START_UNIX_S = 1_795_300_000.1234  # of poses_of
 
@@ -218,7 +219,7 @@ def test_a_file_that_may_not_grow_is_followed_by_the_next(tmp_path: Path) -> Non
         env={"PYTHONPATH": "."},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -345,7 +346,6 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_segments_and_their_index_survive_a_kill(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"cam{suffix}"

@@ -199,7 +199,6 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_a_killed_process_leaves_a_readable_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"clip{suffix}"
