@@ -20,7 +20,7 @@ import torch
 
 from kernels.checks.scenes import Scene, paint_people
 from kernels.decode import PUBLISHED, DecodeSettings, decode, warm_up
-from kernels.grouping import People
+from kernels.people import People
 from nets.skeletons import COCO
 from tests.support.reference_decode import PlainPeople, decode_plain
 

@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from kernels.preprocess import bgr_from_planes, net_from_image, preprocess, warm_up
+from kernels.geometry import net_from_image
+from kernels.preprocess import bgr_from_planes, preprocess, warm_up
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)

@@ -4,7 +4,7 @@
                                        +---------refine---------------------^
 
 With its default settings decode is the published HigherHRNet evaluation to the digit. Cheaper modes
-and the stream's hiding are settings, off unless asked for. This file knows nothing of networks.
+and the stream's hiding are settings, off unless asked for.
 """
 
 import difflib
@@ -16,9 +16,12 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.grouping import People, group_people
+from kernels.averaging import average_levels
+from kernels.grouping import group_people
 from kernels.oks import BODY_SHARE_OF_BOX
-from kernels.peaks import FloatArray, average_levels, peaks_of_maps
+from kernels.peaks import peaks_of_maps
+from kernels.people import People
+from kernels.sampling import FloatArray
 
 
 class Skeleton(Protocol):
@@ -54,7 +57,7 @@ class DecodeSettings:
     """Where peaks are searched: at network-input size; at the highest level's size, with sub-pixel
     offsets from a log-parabola (cheaper; not the published numbers)."""
     one_step: bool = False
-    """Raise every level straight to network-input size (the papers' text, not their code)."""
+    """Upsample every level straight to network-input size (the papers' text, not their code)."""
 
     min_person_score: float = 0.0
     """People scoring less are hidden. Here and below: 0 hides nothing; see hide."""
@@ -128,7 +131,7 @@ def decode(
         tags: (K, a, b, T) float32 at the lowest level's size or at size.
         size: (H, W) of the network input; people are in its pixels.
         skeleton: the order of matching and the OKS constants.
-        settings: the published evaluation, unless told otherwise.
+        settings: the published evaluation, by default.
 
     Raises:
         ValueError: maps, size or skeleton that do not fit together.
@@ -161,12 +164,12 @@ def decode(
 
 
 def hide(people: People, skeleton: Skeleton, settings: DecodeSettings) -> People:
-    """Leave out what a viewer should not see; the published evaluation hides nothing.
+    """Drop what a viewer should not see; the published evaluation hides nothing.
 
     In this order: keypoints below min_keypoint_score become missing (all zero, not filled), whether
-    a peak gave them or refine did, so far-fetched filled ones go and sure ones stay, marked in
+    a peak gave them or refine did, so unlikely filled ones go and sure ones stay, marked in
     filled. People with fewer than min_keypoints found keypoints left, or whose score is below
-    min_person_score, are dropped; filled keypoints do not count, for refine fills nearly all.
+    min_person_score, are dropped; filled keypoints do not count because refine fills nearly all.
     Person scores stay what they were. Then duplicates are dropped: see _without_duplicates.
     The order of those who stay is kept; people itself is not changed.
     """

@@ -17,8 +17,8 @@ from kernels.arrays import Gpu, pinned_like, to_host
 from kernels.decode import DecodeSettings, Skeleton, hide
 from kernels.gpu_grouping import GpuGrouper, GpuPeople, people_in
 from kernels.gpu_peaks import GpuPeakFinder
-from kernels.grouping import People
-from kernels.peaks import FloatArray
+from kernels.people import People
+from kernels.sampling import FloatArray
 
 _FIRST_PEOPLE = 32
 """Copied with the counts; only a batch with more people in an image needs a second copy."""

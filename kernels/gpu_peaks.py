@@ -3,9 +3,10 @@
     levels (B or 2B, K, ., .) --average--> GpuMaps --find--> GpuPeaks
     tags   (B or 2B, K, a, b, T) ------------^
 
-kernels.peaks is the CPU twin and defines the numbers. Arrays stay on the device; they live in a
-workspace that is made once for each combination of shapes and written again by the next call, so
-what average and find return is valid until then. Nothing here waits for the device.
+kernels.averaging and kernels.peaks are the CPU twins and define the numbers. Arrays stay on the
+device. They live in a workspace that is made once for each combination of shapes and written again
+by the next call; what average and find return is valid until then. Nothing here waits for the
+device.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.arrays import Gpu, remember
-from kernels.peaks import Axis, float32_at_most, grid_between
+from kernels.peaks import float32_at_most
+from kernels.sampling import Axis, grid_between
 
 Size = tuple[int, int]
 
@@ -30,7 +32,7 @@ _MAX_MAPS = 65535
 
 
 class GpuTables(NamedTuple):
-    """How maps are raised: device arrays (n,) uint32 in the layout that maps.cuh states."""
+    """How maps are upsampled: device arrays (n,) uint32 in the layout that maps.cuh states."""
 
     heat: Any
     """From heat's size to the network input's."""
@@ -43,7 +45,7 @@ class GpuTables(NamedTuple):
 
 
 class GpuMaps(NamedTuple):
-    """A batch's maps on their own grids, in device memory: kernels.peaks.Maps of B images."""
+    """A batch's maps on their own grids, in device memory; MeanMaps of B images."""
 
     heat: Any
     """(B, K, h, w) float32: mean of all levels at the highest level's size. A single float32 level
@@ -52,7 +54,7 @@ class GpuMaps(NamedTuple):
     """(B, K, a, b, T) float32; with flip T counts the numbers of both passes."""
     tables: GpuTables
     ceiling: Any
-    """(B, K, I, J) float32: no raised value nearest to a pixel of a tile of TILE_SIDE is higher."""
+    """(B, K, I, J) float32: no upsampled value nearest to a tile's pixel is higher."""
     size: Size
     """(H, W) of the network input."""
 
@@ -96,11 +98,11 @@ class GpuPeakFinder:
 
     Args:
         gpu: where to run.
-        max_peaks: M, at most 256. This and what follows: as in kernels.peaks.find_peaks.
+        max_peaks: M, at most 256. This and what follows: as in kernels.peaks.peaks_of_maps.
         nms_kernel: odd, at most 15.
         min_score: at least 0.
         at: full or half.
-        one_step: raise every level straight to the size of the network input.
+        one_step: upsample every level straight to the network input's size.
         flip_order: the keypoint that takes each place when mirrored, if every batch holds each
             picture twice: B plain ones, then the same B mirrored. None: B plain ones.
 
@@ -145,7 +147,7 @@ class GpuPeakFinder:
         self._finds: dict[object, _Find] = {}
 
     def average(self, levels: Sequence[Any], tags: Any, size: Size) -> GpuMaps:
-        """The mean of all levels, as kernels.peaks.average_levels makes it of each image.
+        """The mean of all levels, as kernels.averaging.average_levels makes it of each image.
 
         Args:
             levels: (B, K, h, w) each, all float32 or all float16, C-contiguous device arrays, low
@@ -335,7 +337,7 @@ class GpuPeakFinder:
 
 
 def grid_table(size_in: Size, size_out: Size) -> NDArray[np.uint32]:
-    """The table of kernels.peaks.grid_between in the layout that maps.cuh states."""
+    """The table of kernels.sampling.grid_between in the layout that maps.cuh states."""
     grid = grid_between(size_in, size_out)
     return np.concatenate([*_axis_parts(grid.rows), *_axis_parts(grid.columns)])
 

@@ -18,13 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.arrays import Gpu
-from kernels.preprocess import (
-    checked_planes,
-    normalization,
-    resize_axes,
-    yuv_coefficients,
-)
-from kernels.sampling import Axis, Taps, axis_taps, chroma_taps
+from kernels.preprocess import checked_planes, normalization, resize_axes, yuv_coefficients
+from kernels.taps import ResizeAxis, Taps, axis_taps, chroma_taps
 
 Size = tuple[int, int]
 Matrix = tuple[tuple[float, ...], ...]
@@ -235,12 +230,12 @@ def _turn(net_size: Size, rotation: int) -> tuple[int, int, int]:
     }[rotation]
 
 
-def _chroma(taps: Taps, axis: Axis, cosited: bool) -> tuple[Taps, int]:
+def _chroma(taps: Taps, axis: ResizeAxis, cosited: bool) -> tuple[Taps, int]:
     return chroma_taps(taps, axis[1], cosited), (axis[1] + 1) // 2
 
 
 def _device_taps(taps: Taps, source_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """first (n,) int32, weights (taps, n) float32, spans (ceil(n / 32), 2) int32: struct Axis."""
+    """first (n,) int32, weights (taps, n) float32, spans (ceil(n / 32), 2) int32, of an axis."""
     first, weights = taps
     spans = np.zeros((math.ceil(len(first) / _COLUMNS), 2), np.int32)
     for i, span in enumerate(spans):

@@ -1,4 +1,4 @@
-// Peaks -> people on the GPU: the CUDA twin of kernels/grouping.py without its refine (refine.cu).
+// Peaks -> people on the GPU: the CUDA twin of kernels/grouping.py.
 //
 //     group    grid (B), block 256    peaks -> slots (P, K) -> keypoints, scores, mean tags
 //

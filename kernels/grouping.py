@@ -5,9 +5,8 @@
     maps ------------------------------------------+--refine--> the same, missing keypoints filled
 
 Associative embedding: peaks of one person carry similar tags. Keypoints are handed out in a fixed
-order; each time the peaks of one keypoint are assigned to the people so far by the classical
-Munkres algorithm, in the very order of its published implementation, for ties between rounded costs
-are common and decide who gets what. This file knows nothing of files, networks or skeletons' names.
+order. Each time the peaks of one keypoint are assigned to the people so far by the classical
+Munkres algorithm (munkres.py); refine.py fills what is missing.
 """
 
 from collections.abc import Sequence
@@ -16,38 +15,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.averaging import MeanMaps
 from kernels.jit import njit
-from kernels.peaks import (
-    CEILING_SLACK,
-    Axis,
-    FloatArray,
-    Grid,
-    Maps,
-    Peaks,
-    quarter_offset,
-    raised_tag,
-    raised_value,
-)
+from kernels.munkres import munkres
+from kernels.peaks import Peaks
+from kernels.people import People
+from kernels.refine import refine
+from kernels.sampling import FloatArray
 
 IntArray = NDArray[np.int64]
 
 _ZERO = np.float32(0.0)
-_INFINITY = np.float32(np.inf)
 _NOBODY = 1e10
 """Cost of giving a peak to no person so far: the column that is added for it."""
-
-
-class People(NamedTuple):
-    """The people of one image, in the order in which the matching began them."""
-
-    keypoints: FloatArray
-    """(P, K, 3) float32: x, y in network-input pixels, score; all zero where one is missing."""
-    scores: FloatArray
-    """(P,) float32: mean score over all K keypoints before refine, missing ones counting as 0."""
-    filled: NDArray[np.bool_]
-    """(P, K) bool: True where refine filled a keypoint that no peak had given."""
-    tags: FloatArray
-    """(P, T) float32: mean tag of the person's own peaks."""
 
 
 def group_people(
@@ -57,13 +37,13 @@ def group_people(
     tag_threshold: float = 1.0,
     max_people: int = 30,
     adjust: bool = True,
-    refine_on: Maps | None = None,
+    refine_on: MeanMaps | None = None,
     refine_step: tuple[float, float] = (1.0, 1.0),
 ) -> People:
     """Assign peaks to people by their tags, then fill what is missing from the maps.
 
     The meaning is that of the published HigherHRNet evaluation code (from Newell et al. 2017,
-    Associative Embedding); _match and _refine below state it step by step.
+    Associative Embedding); _match and refine state it step by step.
 
     Args:
         peaks: of one image; slots with score 0 are unused.
@@ -95,7 +75,7 @@ def group_people(
     _assemble(peaks, slots, adjust, people)
     if refine_on is not None and num_people > 0:
         step = (np.float32(refine_step[0]), np.float32(refine_step[1]))
-        _refine(refine_on, slots, step, people)
+        refine(refine_on, slots, step, people)
     return people
 
 
@@ -163,7 +143,7 @@ def _match(
 
 @njit
 def _begin_person(crowd: _Crowd, num_people: int, k: int, m: int, tag: FloatArray) -> int:
-    """Peak m of keypoint k begins a person, or begins an old one of equal key anew.
+    """Peak m of keypoint k begins a person, or restarts an old one of equal key.
 
     The old one keeps its other keypoints but forgets their tags. Returns the number of people.
     """
@@ -238,122 +218,6 @@ def _assign(
     return munkres(cost[:side, :side])[:n]
 
 
-# ---- the assignment problem --------------------------------------------------------------------
-
-
-@njit
-def munkres(cost: NDArray[np.float64]) -> IntArray:
-    """Column of every row in an assignment of least total cost; cost (n, n) is overwritten.
-
-    The classical algorithm with starred and primed zeros (Munkres 1957). Among assignments of equal
-    cost the order of the scans decides, and it is that of the munkres package before 2.0, which the
-    published decode calls. A zero is exactly 0.0.
-    """
-    n = len(cost)
-    star_of_row, star_of_column = np.full(n, -1, np.int64), np.full(n, -1, np.int64)
-    prime_of_row = np.full(n, -1, np.int64)
-    row_covered, column_covered = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
-    _subtract_row_minima(cost)
-    _star_first_zeros(cost, star_of_row, star_of_column)
-    while True:
-        row_covered[:] = False
-        prime_of_row[:] = -1
-        for column in range(n):
-            column_covered[column] = star_of_column[column] >= 0
-        if column_covered.all():
-            return star_of_row
-        row, column = 0, 0
-        while True:
-            row, column = _find_zero(cost, row_covered, column_covered, row, column)
-            if row < 0:
-                _make_zero(cost, row_covered, column_covered)
-                row, column = 0, 0
-                continue
-            prime_of_row[row] = column
-            if star_of_row[row] < 0:
-                break
-            column = star_of_row[row]
-            row_covered[row] = True
-            column_covered[column] = False
-        _augment(row, star_of_row, star_of_column, prime_of_row)
-
-
-@njit
-def _subtract_row_minima(cost: NDArray[np.float64]) -> None:
-    for row in range(len(cost)):
-        cost[row] -= cost[row].min()
-
-
-@njit
-def _star_first_zeros(
-    cost: NDArray[np.float64], star_of_row: IntArray, star_of_column: IntArray
-) -> None:
-    """Star the first zero of every row whose column has no star yet."""
-    for row in range(len(cost)):
-        for column in range(len(cost)):
-            if cost[row, column] == 0.0 and star_of_column[column] < 0:
-                star_of_row[row] = column
-                star_of_column[column] = row
-                break
-
-
-@njit
-def _find_zero(
-    cost: NDArray[np.float64],
-    row_covered: NDArray[np.bool_],
-    column_covered: NDArray[np.bool_],
-    start_row: int,
-    start_column: int,
-) -> tuple[int, int]:
-    """An uncovered zero, or (-1, -1).
-
-    Rows are scanned cyclically from start_row; in the first that has one, the last met going
-    cyclically from start_column is taken.
-    """
-    n = len(cost)
-    for i in range(n):
-        row = (start_row + i) % n
-        if row_covered[row]:
-            continue
-        for j in range(n - 1, -1, -1):
-            column = (start_column + j) % n
-            if cost[row, column] == 0.0 and not column_covered[column]:
-                return row, column
-    return -1, -1
-
-
-@njit
-def _make_zero(
-    cost: NDArray[np.float64], row_covered: NDArray[np.bool_], column_covered: NDArray[np.bool_]
-) -> None:
-    """Add the least uncovered cost to covered rows, then subtract it from uncovered columns."""
-    n = len(cost)
-    least = np.inf
-    for row in range(n):
-        for column in range(n):
-            if not (row_covered[row] or column_covered[column]):
-                least = min(least, cost[row, column])
-    for row in range(n):
-        for column in range(n):
-            if row_covered[row]:
-                cost[row, column] += least
-            if not column_covered[column]:
-                cost[row, column] -= least
-
-
-@njit
-def _augment(
-    row: int, star_of_row: IntArray, star_of_column: IntArray, prime_of_row: IntArray
-) -> None:
-    """From a primed zero without a star in its row, swap primes and stars along their path."""
-    while row >= 0:
-        column = prime_of_row[row]
-        next_row = star_of_column[column]
-        star_of_row[row] = column
-        star_of_column[column] = row
-        row = next_row
-
-
 # ---- people ------------------------------------------------------------------------------------
 
 
@@ -378,180 +242,3 @@ def _assemble(peaks: Peaks, slots: IntArray, adjust: bool, people: People) -> No
                 count += 1
         scores[p] = _sum_in_numpy_order(keypoints[p, :, 2]) / np.float32(num_keypoints)
         _mean_tag(own, count, tags[p])
-
-
-# ---- refine ------------------------------------------------------------------------------------
-
-
-class _Bounds(NamedTuple):
-    """Of one keypoint's map, for every tile (i, j) of it."""
-
-    ceiling: FloatArray
-    """(I, J): no heat in the tile is higher."""
-    least: FloatArray
-    """(I, J): no rounded distance in the tile, to the tag that is looked for, is smaller."""
-
-
-class _Place(NamedTuple):
-    merit: np.float32
-    x: int
-    y: int
-
-
-@njit
-def _refine(
-    maps: Maps, slots: IntArray, step: tuple[np.float32, np.float32], people: People
-) -> None:
-    """Fill every missing keypoint with the place of greatest merit, where the heat there is > 0.
-
-    The merit of a pixel is its heat minus the rounded L2 distance between its tag and the person's
-    mean tag, in float32; of equal merits the first in row-major order wins. By bound and search: no
-    pixel of a tile has more merit than the tile's ceiling minus its least rounded distance, so only
-    tiles that can still win are evaluated, the most promising first.
-    """
-    tiles, num_numbers = maps.tiles.ceiling.shape[1:], maps.tags.shape[3]
-    bounds = _Bounds(np.empty(tiles, np.float32), np.empty(tiles, np.float32))
-    lowest = np.empty((num_numbers, *tiles), np.float32)
-    highest = np.empty((num_numbers, *tiles), np.float32)
-    for k in range(slots.shape[1]):
-        plane, grid = maps.heat[k], maps.heat_grid
-        measured = False
-        for p in range(len(slots)):
-            if slots[p, k] >= 0:
-                continue
-            if not measured:
-                bounds.ceiling[:] = maps.tiles.ceiling[k]
-                _tag_ranges(maps, k, lowest, highest)
-                measured = True
-            _least_distances(lowest, highest, people.tags[p], bounds.least)
-            x, y = _search(maps, k, people.tags[p], bounds)
-            heat = raised_value(plane, grid, x, y)
-            if heat > _ZERO:
-                offset_x, offset_y = quarter_offset(plane, grid, x, y)
-                people.keypoints[p, k, 0] = (np.float32(x) + offset_x) * step[0]
-                people.keypoints[p, k, 1] = (np.float32(y) + offset_y) * step[1]
-                people.keypoints[p, k, 2] = heat
-                people.filled[p, k] = True
-
-
-@njit
-def _search(maps: Maps, k: int, mean_tag: FloatArray, bounds: _Bounds) -> tuple[int, int]:
-    """(x, y) of the greatest merit. Evaluated tiles get exact ceilings, for the next person."""
-    rows, columns = maps.heat_grid.rows.nearest_from, maps.heat_grid.columns.nearest_from
-    side = maps.tiles.side
-    first = _most_promising(bounds)
-    best = _search_tile(maps, (k, first), mean_tag, bounds, _Place(-_INFINITY, 0, 0))
-    for i in range(bounds.ceiling.shape[0]):
-        for j in range(bounds.ceiling.shape[1]):
-            bound = bounds.ceiling[i, j] - bounds.least[i, j]
-            if bound < best.merit or (i, j) == first:
-                continue
-            top, start = rows[side * i], columns[side * j]
-            if bound > best.merit or top < best.y or (top == best.y and start < best.x):
-                best = _search_tile(maps, (k, (i, j)), mean_tag, bounds, best)
-    return best.x, best.y
-
-
-@njit
-def _most_promising(bounds: _Bounds) -> tuple[int, int]:
-    best, at = -_INFINITY, (0, 0)
-    for i in range(bounds.ceiling.shape[0]):
-        for j in range(bounds.ceiling.shape[1]):
-            bound = bounds.ceiling[i, j] - bounds.least[i, j]
-            if bound > best:
-                best, at = bound, (i, j)
-    return at
-
-
-@njit
-def _search_tile(
-    maps: Maps,
-    map_and_tile: tuple[int, tuple[int, int]],
-    mean_tag: FloatArray,
-    bounds: _Bounds,
-    best: _Place,
-) -> _Place:
-    """The better of best and the tile's best pixel."""
-    k, (i, j) = map_and_tile
-    plane, grid, side = maps.heat[k], maps.heat_grid, maps.tiles.side
-    rows, columns = grid.rows.nearest_from, grid.columns.nearest_from
-    highest = -_INFINITY
-    for y in range(rows[side * i], rows[min(side * (i + 1), plane.shape[0])]):
-        for x in range(columns[side * j], columns[min(side * (j + 1), plane.shape[1])]):
-            heat = raised_value(plane, grid, x, y)
-            highest = max(highest, heat)
-            if heat - bounds.least[i, j] < best.merit:
-                continue
-            merit = heat - _rounded_distance(maps.tags[k], maps.tag_grids, x, y, mean_tag)
-            earlier = y < best.y or (y == best.y and x < best.x)
-            if merit > best.merit or (merit == best.merit and earlier):
-                best = _Place(merit, x, y)
-    bounds.ceiling[i, j] = highest
-    return best
-
-
-@njit
-def _rounded_distance(
-    tags: FloatArray, grids: tuple[Grid, Grid], x: int, y: int, mean_tag: FloatArray
-) -> np.float32:
-    total = _ZERO
-    for t in range(len(mean_tag)):
-        difference = raised_tag(tags, grids, x, y, t) - mean_tag[t]
-        total += difference * difference
-    return np.float32(np.rint(np.sqrt(total)))
-
-
-@njit
-def _least_distances(
-    lowest: FloatArray, highest: FloatArray, mean_tag: FloatArray, least: FloatArray
-) -> None:
-    """least[i, j]: no pixel of the tile has a smaller rounded tag distance.
-
-    The same operations in the same order as in _rounded_distance, each of which is monotone, so the
-    bound holds after rounding too.
-    """
-    least[:] = _ZERO
-    total = least.ravel()
-    for t in range(len(mean_tag)):
-        low, high, mean = lowest[t].ravel(), highest[t].ravel(), mean_tag[t]
-        for tile in range(len(total)):
-            gap = max(low[tile] - mean, mean - high[tile], _ZERO)
-            total[tile] += gap * gap
-    for tile in range(len(total)):
-        total[tile] = np.rint(np.sqrt(total[tile]))
-
-
-@njit
-def _tag_ranges(maps: Maps, k: int, lowest: FloatArray, highest: FloatArray) -> None:
-    """lowest and highest (T, i, j): every raised tag of the tile's pixels lies between them."""
-    height, width, num_numbers = maps.tags.shape[1:]
-    tags = maps.tags[k].reshape(height, width * num_numbers)
-    (inner, outer), side = maps.tag_grids, maps.tiles.side
-    slack = np.float32(2.0) * CEILING_SLACK  # tags are raised twice
-    low, high = np.empty(tags.shape[1], np.float32), np.empty(tags.shape[1], np.float32)
-    for i in range(lowest.shape[1]):
-        top, bottom = _reach(maps.heat_grid.rows, inner.rows, outer.rows, side * i, side)
-        low[:], high[:] = tags[top], tags[top]
-        for y in range(top + 1, bottom + 1):
-            row = tags[y]
-            for x in range(len(row)):
-                low[x] = row[x] if row[x] < low[x] else low[x]
-                high[x] = row[x] if row[x] > high[x] else high[x]
-        for j in range(lowest.shape[2]):
-            start, end = _reach(
-                maps.heat_grid.columns, inner.columns, outer.columns, side * j, side
-            )
-            for t in range(num_numbers):
-                least, most = np.float32(np.inf), np.float32(-np.inf)
-                for x in range(start * num_numbers + t, (end + 1) * num_numbers, num_numbers):
-                    least, most = min(least, low[x]), max(most, high[x])
-                spare = max(abs(least), abs(most)) * slack
-                lowest[t, i, j], highest[t, i, j] = least - spare, most + spare
-
-
-@njit
-def _reach(heat: Axis, inner: Axis, outer: Axis, first: int, side: int) -> tuple[int, int]:
-    """First and last pixel, on one axis of the tag map, that a tile of side pixels depends on."""
-    count = len(heat.nearest_from) - 1
-    start, end = heat.nearest_from[first], heat.nearest_from[min(first + side, count)] - 1
-    return int(inner.first[outer.first[start]]), int(inner.second[outer.second[end]])

@@ -1,13 +1,13 @@
 // Reading maps that are smaller than the network input: the device functions that peaks.cu and
-// grouping.cu share. Every float32 operation is the one of kernels/peaks.py, in its order; nothing
+// grouping.cu share. Every float32 operation is the one of kernels/sampling.py, in its order; nothing
 // is fused (the compile options say so), so the results are equal, not close.
 //
 // A grid's table is one array of unsigned int, made by kernels/gpu_peaks.py: the axis of the rows,
-// then that of the columns. An axis that raises n_in pixels to n_out holds
+// then that of the columns. An axis that upsamples n_in pixels to n_out holds
 //
 //     first (n_out) | second (n_out) | weight (n_out, bits of a float) | nearest_from (n_in + 1)
 //
-// with the meaning of kernels.peaks.Axis.
+// with the meaning of kernels.sampling.Axis.
 
 struct Axis {
     const unsigned int* first;
@@ -40,7 +40,7 @@ __device__ __forceinline__ int axis_table_length(int length_in, int length_out)
     return 3 * length_out + length_in + 1;
 }
 
-// The grid that raises maps of height_in x width_in to height_out x width_out, over its table.
+// The grid that upsamples maps of height_in x width_in to height_out x width_out, over its table.
 __device__ __forceinline__ Grid grid_of(const unsigned int* table, int height_in, int width_in,
                                         int height_out, int width_out)
 {
@@ -50,9 +50,9 @@ __device__ __forceinline__ Grid grid_of(const unsigned int* table, int height_in
     return grid;
 }
 
-// One number of plane (h, w, numbers), raised by grid, at (x, y): along x first, then along y.
+// One number of plane (h, w, numbers), upsampled by grid, at (x, y): along x first, then along y.
 // plane points at that number of the first pixel.
-__device__ __forceinline__ float raised_number(const float* __restrict__ plane, int numbers,
+__device__ __forceinline__ float upsampled_number(const float* __restrict__ plane, int numbers,
                                                const Grid& grid, int x, int y)
 {
     const int row_length = grid.columns.length_in * numbers;
@@ -65,15 +65,15 @@ __device__ __forceinline__ float raised_number(const float* __restrict__ plane, 
     return (1.0f - wy) * upper + wy * lower;
 }
 
-// kernels.peaks.raised_value: plane (h, w) raised by grid, at (x, y).
-__device__ __forceinline__ float raised_value(const float* __restrict__ plane, const Grid& grid,
+// kernels.sampling.upsampled_value: plane (h, w) upsampled by grid, at (x, y).
+__device__ __forceinline__ float upsampled_value(const float* __restrict__ plane, const Grid& grid,
                                               int x, int y)
 {
-    return raised_number(plane, 1, grid, x, y);
+    return upsampled_number(plane, 1, grid, x, y);
 }
 
-// kernels.peaks.raised_tag: number t of tags (a, b, numbers), raised by inner and then by outer.
-__device__ __forceinline__ float raised_tag(const float* __restrict__ tags, int numbers,
+// kernels.sampling.upsampled_tag: number t of tags (a, b, numbers), upsampled by inner and then by outer.
+__device__ __forceinline__ float upsampled_tag(const float* __restrict__ tags, int numbers,
                                             const Grid& inner, const Grid& outer, int x, int y,
                                             int t)
 {
@@ -81,16 +81,16 @@ __device__ __forceinline__ float raised_tag(const float* __restrict__ tags, int 
     const int y0 = outer.rows.first[y], y1 = outer.rows.second[y];
     const int x0 = outer.columns.first[x], x1 = outer.columns.second[x];
     const float wx = outer.columns.weight[x], wy = outer.rows.weight[y];
-    const float upper_left = raised_number(plane, numbers, inner, x0, y0);
-    const float upper_right = raised_number(plane, numbers, inner, x1, y0);
-    const float lower_left = raised_number(plane, numbers, inner, x0, y1);
-    const float lower_right = raised_number(plane, numbers, inner, x1, y1);
+    const float upper_left = upsampled_number(plane, numbers, inner, x0, y0);
+    const float upper_right = upsampled_number(plane, numbers, inner, x1, y0);
+    const float lower_left = upsampled_number(plane, numbers, inner, x0, y1);
+    const float lower_right = upsampled_number(plane, numbers, inner, x1, y1);
     const float upper = (1.0f - wx) * upper_left + wx * upper_right;
     const float lower = (1.0f - wx) * lower_left + wx * lower_right;
     return (1.0f - wy) * upper + wy * lower;
 }
 
-// kernels.peaks.quarter_offset: a half, and a quarter towards the higher neighbour, along x and y.
+// kernels.sampling.quarter_offset: a half, and a quarter towards the higher neighbour, along x and y.
 // Equal neighbours count as lower on the far side.
 __device__ __forceinline__ float2 quarter_offset(const float* __restrict__ plane, const Grid& grid,
                                                  int x, int y)
@@ -98,8 +98,8 @@ __device__ __forceinline__ float2 quarter_offset(const float* __restrict__ plane
     const int right = min(x + 1, grid.columns.length_out - 1), left = max(x - 1, 0);
     const int below = min(y + 1, grid.rows.length_out - 1), above = max(y - 1, 0);
     const bool to_right =
-        raised_value(plane, grid, right, y) > raised_value(plane, grid, left, y);
+        upsampled_value(plane, grid, right, y) > upsampled_value(plane, grid, left, y);
     const bool to_below =
-        raised_value(plane, grid, x, below) > raised_value(plane, grid, x, above);
+        upsampled_value(plane, grid, x, below) > upsampled_value(plane, grid, x, above);
     return make_float2(to_right ? 0.75f : 0.25f, to_below ? 0.75f : 0.25f);
 }

@@ -1,4 +1,4 @@
-// The classical Munkres algorithm by one warp (its first step by any): exactly the choices of kernels.grouping.munkres.
+// The classical Munkres algorithm by one warp (its first step by any): exactly the choices of kernels.munkres.munkres.
 //
 // The published code scans for zeros one by one, and the order of its scans decides between
 // assignments of equal cost. Here every row of costs has a row of bits that says where it is zero.

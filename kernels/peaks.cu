@@ -34,7 +34,7 @@ typedef unsigned long long Key;
 #define ALL_LANES 0xffffffffu
 #define MINUS_INFINITY __uint_as_float(0xff800000u)
 #define LARGEST_FINITE __uint_as_float(0x7f7fffffu)
-#define CEILING_SLACK 9.5367431640625e-07f  // 2^-20, kernels.peaks.CEILING_SLACK
+#define CEILING_SLACK 9.5367431640625e-07f  // 2^-20, kernels.sampling.CEILING_SLACK
 
 // The higher of two numbers; a NaN is never higher.
 __device__ __forceinline__ float higher(float so_far, float value)
@@ -79,10 +79,10 @@ __device__ __forceinline__ Plane<Number> plane_of(const Number* level, int heigh
     return plane;
 }
 
-// A level's map raised to heat's size at (x, y). As on the CPU, an axis x of equal length is read
+// A level's map upsampled to heat's size at (x, y). As on the CPU, an axis x of equal length is read
 // and not blended, which matters beside numbers that are not finite.
 template <typename Number>
-__device__ __forceinline__ float raised_level(const Plane<Number>& plane, const Grid& grid, int x,
+__device__ __forceinline__ float upsampled_level(const Plane<Number>& plane, const Grid& grid, int x,
                                               int y)
 {
     const int y0 = grid.rows.first[y], y1 = grid.rows.second[y];
@@ -101,7 +101,7 @@ __device__ __forceinline__ float raised_level(const Plane<Number>& plane, const 
 }
 
 // heat (B, K, h, w) = mean of the levels (B or 2B, K, ., .), added low to high, and
-// ceiling (B, K, ceil(h / 8), ceil(w / 8)): no raised value nearest to a pixel of a tile is higher.
+// ceiling (B, K, ceil(h / 8), ceil(w / 8)): no upsampled value nearest to a pixel of a tile is higher.
 //
 //   grid    (ceil(w / 32), ceil(h / 32), B * K)
 //   block   (256)
@@ -144,8 +144,8 @@ __device__ __forceinline__ void average(const Number* level0, const Number* leve
                     value = plane.at(x, y);
                 } else {
                     const Grid grid = grid_of(table, level_height, level_width, height, width);
-                    const float raised = raised_level(plane, grid, x, y);
-                    value = level == 0 ? raised : value + raised;
+                    const float upsampled = upsampled_level(plane, grid, x, y);
+                    value = level == 0 ? upsampled : value + upsampled;
                     table += axis_table_length(level_height, height) +
                              axis_table_length(level_width, width);
                 }
@@ -234,7 +234,7 @@ mirror_tags(const float* __restrict__ tags, const int* __restrict__ flip_order, 
 
 // ---- find --------------------------------------------------------------------------------------
 
-// The heat pixel that an output lies nearest to, as in kernels.peaks.Axis.nearest_from.
+// The heat pixel that an output lies nearest to, as in kernels.sampling.Axis.nearest_from.
 __device__ __forceinline__ int nearest(const Axis& axis, int at)
 {
     return axis.weight[at] >= 0.5f ? axis.second[at] : axis.first[at];
@@ -295,7 +295,7 @@ find_in_tiles(const float* __restrict__ heat, const float* __restrict__ ceiling,
     for (int i = thread; i < side * side; i += THREADS) {
         const int x = left + i % side - radius, y = top + i / side - radius;
         const bool outside = x < 0 || x >= width_out || y < 0 || y >= height_out;
-        value[i / side][i % side] = outside ? MINUS_INFINITY : raised_value(plane, grid, x, y);
+        value[i / side][i % side] = outside ? MINUS_INFINITY : upsampled_value(plane, grid, x, y);
     }
     __syncthreads();  // value is complete
 
@@ -418,7 +418,7 @@ __device__ __forceinline__ void place_half(const float* plane, int height, int w
 //   shared  10.3 KB
 //
 // table: from heat to the grid of the search (height_out, width_out), which at half resolution is
-// heat's own. tags (B, K, a, b, T) are raised by table_inner to (between_height, between_width) and
+// heat's own. tags (B, K, a, b, T) are upsampled by table_inner to (between_height, between_width) and
 // by table_outer to the grid of the search. step: network-input pixels per pixel of that grid.
 extern "C" __global__ void __launch_bounds__(THREADS)
 select_peaks(const Key* __restrict__ keys, const int* __restrict__ counts, int num_tiles,
@@ -450,7 +450,7 @@ select_peaks(const Key* __restrict__ keys, const int* __restrict__ counts, int n
         const int x = index % width_out, y = index / width_out;
         if (number >= 0) {
             tags_out[slot * numbers + number] =
-                m < kept ? raised_tag(map_tags, numbers, inner, outer, x, y, number) : 0.0f;
+                m < kept ? upsampled_tag(map_tags, numbers, inner, outer, x, y, number) : 0.0f;
         } else if (m >= kept) {
             score[slot] = 0.0f;
             xy[2 * slot] = xy[2 * slot + 1] = offset[2 * slot] = offset[2 * slot + 1] = 0.0f;

@@ -1,32 +1,33 @@
-"""Heatmap pyramid and tags -> peaks: average, 5x5 non-maximum suppression, top 30, tags; one image.
+"""Averaged heatmaps and tags -> peaks: 5x5 non-maximum suppression, top 30, tags; one image.
 
-    level 0 (K, h/4, w/4) --raise--+
-                                   +--mean--> heat (K, h/2, w/2) --raise--> value at (x, y)
-    level 1 (K, h/2, w/2) ---------+                                         of the input grid
-    tags    (K, h/4, w/4, T) --raise--> (.., h/2, w/2) --raise--> tags at (x, y)
+    heat (K, h/2, w/2) --upsampled where it is looked at--> value at (x, y) of the input grid
+    tags (K, h/4, w/4, T) --to h/2 x w/2, then to the input grid--> tags at (x, y)
 
-The last step never happens as a whole: the map at network-input size exists only at the places that
-are looked at. A bilinear value cannot exceed the pixels it is made of, so most places never are.
+The map at network-input size never exists as a whole. A bilinear value cannot exceed the pixels it
+is made of, so most places are never computed.
 
-What it computes is the published HigherHRNet evaluation (Cheng et al. 2020 and its code) to the
-digit. Every float32 operation is written in its order, for the CUDA twin takes the same steps.
+The result is that of the published HigherHRNet evaluation (Cheng et al. 2020 and its code) to the
+digit. Every float32 operation is written in its order, because the CUDA twin takes the same steps.
 This file knows nothing of people.
 """
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.averaging import MeanMaps, tag_grids_between
 from kernels.jit import njit
-
-FloatArray = NDArray[np.float32]
-
-CEILING_SLACK = np.float32(2**-20)
-"""A bilinear value may round to above its highest pixel, by less than 6 roundings of 2^-24."""
+from kernels.sampling import (
+    CEILING_SLACK,
+    FloatArray,
+    Grid,
+    grid_between,
+    quarter_offset,
+    upsampled_tag,
+    upsampled_value,
+)
 
 _ZERO = np.float32(0.0)
 _QUARTER = np.float32(0.25)
@@ -61,53 +62,6 @@ class Peaks(NamedTuple):
     quarter towards the higher neighbour (published), at half resolution a log-parabola's top."""
 
 
-class Axis(NamedTuple):
-    """How one axis is raised bilinearly (PyTorch, align_corners=False): out[i] from two pixels."""
-
-    first: NDArray[np.uint32]
-    """(n_out,) lower pixel; unsigned, so that compiled code need not test for negative indices."""
-    second: NDArray[np.uint32]
-    """(n_out,) upper pixel; the last pixel repeats at the border."""
-    weight: FloatArray
-    """(n_out,) float32 weight of the upper pixel; the lower one has 1 - weight."""
-    nearest_from: NDArray[np.int64]
-    """(n_in + 1,): outputs nearest to input i are nearest_from[i] up to nearest_from[i + 1]."""
-
-
-class Grid(NamedTuple):
-    """How a small map is raised to a larger one."""
-
-    rows: Axis
-    columns: Axis
-
-
-class Tiles(NamedTuple):
-    """Bounds on the heat of square tiles, so that most of a map need not be looked at."""
-
-    side: int
-    """In pixels of the averaged map; a power of two."""
-    ceiling: FloatArray
-    """(K, I, J) float32: no raised value nearest to a pixel of the tile is higher."""
-    magnitude: FloatArray
-    """(K,) float32: the largest absolute value of each map."""
-
-
-class Maps(NamedTuple):
-    """One image's maps on their own grids, and how these are raised to network-input size."""
-
-    heat: FloatArray
-    """(K, h, w) float32: mean of all levels at the highest level's size."""
-    tags: FloatArray
-    """(K, a, b, T) float32, usually at the lowest level's size."""
-    heat_grid: Grid
-    """From heat to network input."""
-    tag_grids: tuple[Grid, Grid]
-    """From tags to heat's size and from there to network input, as the published code raises them;
-    tags that already have the network input's size pass both unchanged."""
-    tiles: Tiles
-    """Of heat."""
-
-
 class _Rule(NamedTuple):
     """What makes a peak."""
 
@@ -133,16 +87,13 @@ class _Place(NamedTuple):
     y: int
 
 
-def find_peaks(
-    levels: Sequence[FloatArray],
-    tags: FloatArray,
-    size: tuple[int, int],
+def peaks_of_maps(
+    maps: MeanMaps,
     *,
-    max_peaks: int = 30,
-    nms_kernel: int = 5,
-    min_score: float = 0.1,
-    one_step: bool = False,
-    at: Literal["full", "half"] = "full",
+    max_peaks: int,
+    nms_kernel: int,
+    min_score: float,
+    at: Literal["full", "half"],
 ) -> Peaks:
     """Keep the strongest local maxima of every keypoint's averaged heatmap, with their tags.
 
@@ -151,72 +102,15 @@ def find_peaks(
     are not finite are never peaks.
 
     Args:
-        levels: (K, h, w) float32 each, low to high resolution; one or more, none larger than size.
-            Several are raised to the highest one's size, averaged there, and the mean is raised to
-            size; a single one is raised once, or used as given where it already has that size.
-        tags: (K, a, b, T) float32, raised to the highest level's size and from there to size.
-        size: (H, W) of the network input.
+        maps: from average_levels.
         max_peaks: M, peaks kept for each keypoint.
         nms_kernel: odd side of the window, in network-input pixels.
         min_score: a peak is above it; at least 0.
-        one_step: raise every level straight to size and average there (the text of the papers)
-            instead of the published code's way over the highest level's size.
         at: "full" looks for peaks at network-input size; "half" at the highest level's own size,
             with a window half as wide and sub-pixel offsets: cheaper, not the published numbers.
-
     Raises:
-        ValueError: shapes, types or settings that do not fit, with what was expected.
+        ValueError: settings that do not fit, with what was expected.
     """
-    maps = average_levels(levels, tags, size, one_step=one_step)
-    return peaks_of_maps(
-        maps, max_peaks=max_peaks, nms_kernel=nms_kernel, min_score=min_score, at=at
-    )
-
-
-def average_levels(
-    levels: Sequence[FloatArray],
-    tags: FloatArray,
-    size: tuple[int, int],
-    *,
-    one_step: bool = False,
-    tile_side: int = 8,
-) -> Maps:
-    """The mean of all levels at the highest level's size; arguments as in find_peaks.
-
-    With one_step the mean is taken at network-input size, the only case in which a map of that size
-    is made. tile_side is a matter of speed only: bounds are kept for squares of so many pixels.
-    """
-    size = (size[0], size[1])
-    levels, tags = _checked(levels, tags, size)
-    mean_size = size if one_step and len(levels) > 1 else _size_of(levels[-1])
-    num_keypoints, heat = len(tags), levels[0]
-    shape = [num_keypoints, *(-(-length // tile_side) for length in mean_size)]
-    magnitude = np.empty(num_keypoints, np.float32)
-    tiles = Tiles(tile_side, np.empty(shape, np.float32), magnitude)
-    if len(levels) == 1:
-        _measure(heat, tiles)
-    else:
-        heat = np.empty((num_keypoints, *mean_size), np.float32)
-        grids = tuple(grid_between(_size_of(level), mean_size) for level in levels)
-        _average(tuple(levels), grids, heat, tiles)
-    return Maps(
-        heat=heat,
-        tags=tags,
-        heat_grid=grid_between(mean_size, size),
-        tag_grids=_tag_grids(tags, mean_size, size),
-        tiles=tiles,
-    )
-
-
-def peaks_of_maps(
-    maps: Maps,
-    *,
-    max_peaks: int,
-    nms_kernel: int,
-    min_score: float,
-    at: Literal["full", "half"],
-) -> Peaks:
-    """find_peaks of maps that are averaged already."""
     if nms_kernel < 1 or nms_kernel % 2 == 0:
         raise ValueError(f"nms_kernel must be odd and at least 1, got {nms_kernel}")
     if max_peaks < 1:
@@ -242,40 +136,14 @@ def peaks_of_maps(
         radius = min(radius, max(1, radius * height // size[0]))
         own_size = height, width
         rule = _Rule(radius, floor, _what_rules_out(own_size, own_size, radius))
-        tag_grids = _tag_grids(maps.tags, own_size, own_size)
+        tag_grids = tag_grids_between(maps.tags, own_size, own_size)
         _find(maps, grid_between(own_size, own_size), tag_grids, rule, peaks)
         _adjust_half(maps.heat, np.float32(size[1] / width), np.float32(size[0] / height), peaks)
     return peaks
 
 
-def grid_between(size_in: tuple[int, int], size_out: tuple[int, int]) -> Grid:
-    """The tables that raise a map of size_in (h, w) to size_out (H, W)."""
-    return Grid(_axis(size_in[0], size_out[0]), _axis(size_in[1], size_out[1]))
-
-
-@lru_cache(maxsize=256)
-def _axis(length_in: int, length_out: int) -> Axis:
-    """Where PyTorch's bilinear interpolation reads, computed as it does: in float32."""
-    scale = np.float32(length_in) / np.float32(length_out)
-    centre = np.arange(length_out, dtype=np.float32) + _HALF
-    source = np.maximum(scale * centre - _HALF, _ZERO)
-    first = np.minimum(source.astype(np.uint32), np.uint32(length_in - 1))
-    second = np.minimum(first + np.uint32(1), np.uint32(length_in - 1))
-    weight = np.clip(source - first.astype(np.float32), _ZERO, _ONE)
-    nearest = np.where(weight >= _HALF, second, first)
-    nearest_from = np.searchsorted(nearest, np.arange(length_in + 1))
-    return Axis(first, second, weight, nearest_from.astype(np.int64))
-
-
-def _tag_grids(
-    tags: FloatArray, mean_size: tuple[int, int], size: tuple[int, int]
-) -> tuple[Grid, Grid]:
-    between = size if _size_of(tags) == size else mean_size
-    return grid_between(_size_of(tags), between), grid_between(between, size)
-
-
 def _what_rules_out(size_in: tuple[int, int], size_out: tuple[int, int], radius: int) -> int:
-    """The strongest test that is valid where a map of size_in is raised to size_out."""
+    """The strongest test that is valid where a map of size_in is upsampled to size_out."""
     (height_in, width_in), (height_out, width_out) = size_in, size_out
     if radius == 0:
         return _NOTHING
@@ -291,171 +159,13 @@ def float32_at_most(value: float) -> np.float32:
     return rounded if float(rounded) <= value else np.nextafter(rounded, np.float32(-np.inf))
 
 
-def _size_of(array: FloatArray) -> tuple[int, int]:
-    return array.shape[1], array.shape[2]
-
-
-def _checked(
-    levels: Sequence[FloatArray], tags: FloatArray, size: tuple[int, int]
-) -> tuple[list[FloatArray], FloatArray]:
-    """The same maps, contiguous and writable (one compiled variant serves all), or a ValueError."""
-    if len(levels) == 0:
-        raise ValueError("levels is empty; give at least one (K, h, w) array of heatmaps")
-    for level in levels:
-        if level.ndim != 3 or level.dtype != np.float32:
-            raise ValueError(
-                f"levels must be (K, h, w) float32 arrays, got {_described(level)}; pass one image"
-            )
-        if not (0 < level.shape[1] <= size[0] and 0 < level.shape[2] <= size[1]):
-            raise ValueError(
-                f"a level of shape {level.shape} does not fit size (H, W) = {tuple(size)}; "
-                "heatmaps are at most as large as the network input"
-            )
-    if tags.ndim != 4 or tags.dtype != np.float32 or tags.shape[3] < 1:
-        raise ValueError(f"tags must be a (K, h, w, T) float32 array, got {_described(tags)}")
-    if any(len(array) != len(tags) for array in levels):
-        counts = [len(level) for level in levels]
-        raise ValueError(f"levels have {counts} keypoints, tags {len(tags)}; they must agree")
-    return [_plain(level) for level in levels], _plain(tags)
-
-
-def _plain(array: FloatArray) -> FloatArray:
-    return np.require(array, requirements=["C", "A", "W"])
-
-
-def _described(array: NDArray[Any]) -> str:
-    return f"shape {array.shape} of {array.dtype}"
-
-
 # ---- the CPU twin ------------------------------------------------------------------------------
 
 
 @njit
-def raised_value(plane: FloatArray, grid: Grid, x: int, y: int) -> np.float32:
-    """plane (h, w) raised by grid, at (x, y): blended along x first, then along y."""
-    y0, y1, wy = grid.rows.first[y], grid.rows.second[y], grid.rows.weight[y]
-    x0, x1, wx = grid.columns.first[x], grid.columns.second[x], grid.columns.weight[x]
-    upper = (_ONE - wx) * plane[y0, x0] + wx * plane[y0, x1]
-    lower = (_ONE - wx) * plane[y1, x0] + wx * plane[y1, x1]
-    return np.float32((_ONE - wy) * upper + wy * lower)
-
-
-@njit
-def raised_tag(tags: FloatArray, grids: tuple[Grid, Grid], x: int, y: int, t: int) -> np.float32:
-    """Tag number t of tags (a, b, T), raised by the first grid and then the second, at (x, y)."""
-    inner, outer = grids
-    plane = tags[:, :, t]
-    y0, y1, wy = outer.rows.first[y], outer.rows.second[y], outer.rows.weight[y]
-    x0, x1, wx = outer.columns.first[x], outer.columns.second[x], outer.columns.weight[x]
-    upper_left, upper_right = raised_value(plane, inner, x0, y0), raised_value(plane, inner, x1, y0)
-    lower_left, lower_right = raised_value(plane, inner, x0, y1), raised_value(plane, inner, x1, y1)
-    upper = (_ONE - wx) * upper_left + wx * upper_right
-    lower = (_ONE - wx) * lower_left + wx * lower_right
-    return np.float32((_ONE - wy) * upper + wy * lower)
-
-
-@njit
-def _average(
-    levels: tuple[FloatArray, ...], grids: tuple[Grid, ...], heat: FloatArray, tiles: Tiles
+def _find(
+    maps: MeanMaps, grid: Grid, tag_grids: tuple[Grid, Grid], rule: _Rule, peaks: Peaks
 ) -> None:
-    """heat[k] = mean over the levels, each raised to heat's size and added low to high.
-
-    Each map is measured while it is still in the cache.
-    """
-    height, width = heat.shape[1:]
-    count = len(levels)
-    wide = np.empty((count, height, width), np.float32)  # the levels' maps, raised along x
-    for k in range(len(heat)):
-        for i in range(count):
-            if levels[i].shape[2] < width:
-                _widen(levels[i][k], grids[i].columns, wide[i])
-        for y in range(height):
-            total = heat[k, y]
-            for i in range(count):
-                rows = grids[i].rows
-                plane = wide[i] if levels[i].shape[2] < width else levels[i][k]
-                upper, lower = plane[rows.first[y]], plane[rows.second[y]]
-                if i == 0:
-                    _blend(upper, lower, rows.weight[y], total)
-                else:
-                    _add_blend(upper, lower, rows.weight[y], total)
-            if count == 2:  # half of a float32 is exact, and cheaper than a division
-                total *= _HALF
-            elif count > 2:
-                total /= np.float32(count)
-        _measure_map(heat, k, tiles)
-
-
-@njit
-def _widen(plane: FloatArray, columns: Axis, wide: FloatArray) -> None:
-    """The first rows of wide = plane (h, w) raised along x."""
-    width_in, width_out = plane.shape[1], len(columns.first)
-    twice = width_out == 2 * width_in
-    for y in range(len(plane)):
-        row, out = plane[y], wide[y]
-        if twice:  # the published geometry, in straight loops that compile to vector code
-            out[0] = _ONE * row[0] + _ZERO * row[min(1, width_in - 1)]
-            for x in range(width_in - 1):
-                out[2 * x + 1] = _THREE_QUARTERS * row[x] + _QUARTER * row[x + 1]
-                out[2 * x + 2] = _QUARTER * row[x] + _THREE_QUARTERS * row[x + 1]
-            out[width_out - 1] = _THREE_QUARTERS * row[width_in - 1] + _QUARTER * row[width_in - 1]
-        else:
-            for x in range(width_out):
-                weight = columns.weight[x]
-                left, right = row[columns.first[x]], row[columns.second[x]]
-                out[x] = (_ONE - weight) * left + weight * right
-
-
-@njit
-def _blend(upper: FloatArray, lower: FloatArray, weight: np.float32, total: FloatArray) -> None:
-    rest = _ONE - weight
-    for x in range(len(total)):
-        total[x] = rest * upper[x] + weight * lower[x]
-
-
-@njit
-def _add_blend(upper: FloatArray, lower: FloatArray, weight: np.float32, total: FloatArray) -> None:
-    rest = _ONE - weight
-    for x in range(len(total)):
-        total[x] += rest * upper[x] + weight * lower[x]
-
-
-@njit
-def _measure(heat: FloatArray, tiles: Tiles) -> None:
-    for k in range(len(heat)):
-        _measure_map(heat, k, tiles)
-
-
-@njit
-def _measure_map(heat: FloatArray, k: int, tiles: Tiles) -> None:
-    """Fill ceiling[k] and magnitude[k]."""
-    height, width = heat.shape[1:]
-    side, ceiling = tiles.side, tiles.ceiling[k]
-    # Column maxima of a row of tiles, with room for one pixel before and a tile behind the map.
-    top = np.empty(1 + side * ceiling.shape[1] + side, np.float32)
-    largest = np.zeros(width, np.float32)
-    for i in range(len(ceiling)):
-        top[:] = -np.inf
-        inside = top[1:]
-        for y in range(max(side * i - 1, 0), min(side * (i + 1) + 1, height)):
-            row = heat[k, y]
-            for x in range(width):
-                inside[x] = row[x] if row[x] > inside[x] else inside[x]
-                largest[x] = abs(row[x]) if abs(row[x]) > largest[x] else largest[x]
-        reach = 1
-        while reach < side:  # after this, top[x] is the maximum of side pixels from x on
-            ahead = top[reach:]
-            for x in range(len(ahead)):
-                top[x] = ahead[x] if ahead[x] > top[x] else top[x]
-            reach *= 2
-        for j in range(ceiling.shape[1]):  # two such windows: the tile and a pixel around it
-            best = max(top[side * j], top[side * j + 2])
-            ceiling[i, j] = best + abs(best) * CEILING_SLACK
-    tiles.magnitude[k] = largest.max()
-
-
-@njit
-def _find(maps: Maps, grid: Grid, tag_grids: tuple[Grid, Grid], rule: _Rule, peaks: Peaks) -> None:
     """Fill xy and score of peaks, in pixels of the grid, and their tags."""
     used = np.zeros(len(maps.heat), np.int64)
     for k in range(len(maps.heat)):
@@ -464,11 +174,11 @@ def _find(maps: Maps, grid: Grid, tag_grids: tuple[Grid, Grid], rule: _Rule, pea
         for m in range(used[k]):
             x, y = int(slots.xy[m, 0]), int(slots.xy[m, 1])
             for t in range(maps.tags.shape[3]):
-                peaks.tags[k, m, t] = raised_tag(maps.tags[k], tag_grids, x, y, t)
+                peaks.tags[k, m, t] = upsampled_tag(maps.tags[k], tag_grids, x, y, t)
 
 
 @njit
-def _find_in_map(maps: Maps, k: int, grid: Grid, rule: _Rule, slots: _Slots) -> None:
+def _find_in_map(maps: MeanMaps, k: int, grid: Grid, rule: _Rule, slots: _Slots) -> None:
     """Fill slots with one map's peaks, looking only where a ceiling allows one to take a slot."""
     plane, ceiling, side = maps.heat[k], maps.tiles.ceiling[k], maps.tiles.side
     tolerance = maps.tiles.magnitude[k] * _ROUNDING
@@ -495,7 +205,7 @@ def _find_in_map(maps: Maps, k: int, grid: Grid, rule: _Rule, slots: _Slots) -> 
 
 @njit
 def _ceiling_at(plane: FloatArray, u: int, v: int) -> np.float32:
-    """No raised value nearest to pixel (u, v) is higher."""
+    """No upsampled value nearest to pixel (u, v) is higher."""
     height, width = plane.shape
     highest = plane[v, u]
     for y in range(max(v - 1, 0), min(v + 2, height)):
@@ -508,16 +218,16 @@ def _ceiling_at(plane: FloatArray, u: int, v: int) -> np.float32:
 def _keep_peaks_near(
     plane: FloatArray, grid: Grid, pixel: tuple[int, int], rule: _Rule, slots: _Slots
 ) -> np.float32:
-    """Insert the peaks among the raised values nearest to a pixel (u, v) of plane.
+    """Insert the peaks among the upsampled values nearest to a pixel (u, v) of plane.
 
     Returns what a later peak must be above: once all slots are taken, the last one's score less the
-    least step, for a peak of equal score may still come earlier in row-major order.
+    least step because a peak of equal score may still come earlier in row-major order.
     """
     u, v = pixel
     rows, columns = grid.rows.nearest_from, grid.columns.nearest_from
     for y in range(rows[v], rows[v + 1]):
         for x in range(columns[u], columns[u + 1]):
-            place = _Place(raised_value(plane, grid, x, y), x, y)
+            place = _Place(upsampled_value(plane, grid, x, y), x, y)
             wanted = place.value > rule.min_score and _has_slot(place, slots)
             if wanted and _is_highest(plane, grid, x, y, rule.radius):
                 _insert(place, slots)
@@ -538,7 +248,7 @@ def _first_above(values: FloatArray, limit: np.float32) -> int:
 def _rule_out_by_neighbour(
     plane: FloatArray, v: int, start: int, may_hold: NDArray[np.uint8]
 ) -> None:
-    """may_hold[u] = 0 where pixel (u, v), u >= start, has a higher neighbour; nothing is raised."""
+    """may_hold[u] = 0 where pixel (u, v), u >= start, has a higher neighbour; sizes are equal."""
     height, width = plane.shape
     start = max(start, 1)
     # Shifted views rather than u - 1 and u + 1: only so does the loop compile to vector code.
@@ -556,7 +266,7 @@ def _rule_out_by_slope(
 ) -> None:
     """may_hold[u] = 0 where a slope at pixel (u, v), u >= start, leaves no peak nearest to it.
 
-    Both axes are raised exactly 2 or 4 times. Along one axis, with outputs s = 1/2 or 1/4 of a
+    Both axes are upsampled exactly 2 or 4 times. Along one axis, with outputs s = 1/2 or 1/4 of a
     pixel apart, take an output nearest to u and d = p[u+1] - p[u] > 0. Right of u its right
     neighbour is higher by s d. Left of u, either p[u-1] rises over p[u], so that its left neighbour
     is higher, or the output two to the right is: the higher of these by at least d/24. The row p is
@@ -594,13 +304,13 @@ def _rule_out_by_slope(
 
 @njit
 def _is_highest(plane: FloatArray, grid: Grid, x: int, y: int, radius: int) -> bool:
-    value = raised_value(plane, grid, x, y)
+    value = upsampled_value(plane, grid, x, y)
     if not np.isfinite(value):
         return False
     height, width = len(grid.rows.first), len(grid.columns.first)
     for other_y in range(max(y - radius, 0), min(y + radius + 1, height)):
         for other_x in range(max(x - radius, 0), min(x + radius + 1, width)):
-            if raised_value(plane, grid, other_x, other_y) > value:
+            if upsampled_value(plane, grid, other_x, other_y) > value:
                 return False
     return True
 
@@ -629,22 +339,6 @@ def _comes_before(place: _Place, slots: _Slots, m: int) -> bool:
         return bool(place.value > slots.score[m])
     x, y = slots.xy[m]
     return bool(place.y < y or (place.y == y and place.x < x))
-
-
-@njit
-def quarter_offset(plane: FloatArray, grid: Grid, x: int, y: int) -> tuple[np.float32, np.float32]:
-    """The published adjustment of a pixel: a half, and a quarter towards the higher neighbour.
-
-    Equal neighbours count as lower on the far side (towards smaller x and y).
-    """
-    right, below = min(x + 1, len(grid.columns.first) - 1), min(y + 1, len(grid.rows.first) - 1)
-    left, above = max(x - 1, 0), max(y - 1, 0)
-    to_right = raised_value(plane, grid, right, y) > raised_value(plane, grid, left, y)
-    to_below = raised_value(plane, grid, x, below) > raised_value(plane, grid, x, above)
-    return (
-        _THREE_QUARTERS if to_right else _QUARTER,
-        _THREE_QUARTERS if to_below else _QUARTER,
-    )
 
 
 @njit

@@ -40,7 +40,7 @@ struct Plane {
 
 // Taps along one axis: source first[i] + t of output i has weights[t * length + i]. Sources seen
 // by outputs 32 k .. 32 k + 31 are spans[2 k] up to but not including spans[2 k + 1].
-struct Axis {
+struct ResizeAxis {
     const int* first;
     const float* weights;
     const int* spans;
@@ -49,7 +49,7 @@ struct Axis {
 
 struct Picture {
     Plane planes[3];
-    Axis rows, columns, chroma_rows, chroma_columns;
+    ResizeAxis rows, columns, chroma_rows, chroma_columns;
     float luma_offset, luma_gain, v_to_r, u_to_g, v_to_g, u_to_b;
     float gain[3], bias[3];                  // RGB
     int height, width;                       // of the network input before turning
@@ -57,7 +57,7 @@ struct Picture {
     int format;
 };
 
-static_assert(sizeof(Plane) == 24 && sizeof(Axis) == 40 && sizeof(Picture) == 312,
+static_assert(sizeof(Plane) == 24 && sizeof(ResizeAxis) == 40 && sizeof(Picture) == 312,
               "gpu_preprocess.py lays out the same structs");
 
 // ---- resize ------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ __device__ __forceinline__ unsigned four_bytes(const Plane& plane, int row, int 
 }
 
 // sums[b - begin] = sum of weight * (byte b of source row - offset), for output row y; by one warp.
-__device__ __forceinline__ void blend_rows(const Plane& plane, const Axis& rows, int y,
+__device__ __forceinline__ void blend_rows(const Plane& plane, const ResizeAxis& rows, int y,
                                            float offset, int begin, int end, float* sums)
 {
     const int first = rows.first[y];
@@ -101,7 +101,7 @@ __device__ __forceinline__ void blend_rows(const Plane& plane, const Axis& rows,
 
 // Both resizes at (x, y) of a plane with CHANNELS bytes a pixel; a warp has one y and 32 x.
 template <int CHANNELS>
-__device__ __forceinline__ void resize(const Plane& plane, const Axis& rows, const Axis& columns,
+__device__ __forceinline__ void resize(const Plane& plane, const ResizeAxis& rows, const ResizeAxis& columns,
                                        int x, int y, float offset, float* sums, float* result)
 {
     for (int c = 0; c < CHANNELS; c++) result[c] = 0.0f;

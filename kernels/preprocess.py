@@ -6,11 +6,10 @@
 
 The map from picture to network input is axis-aligned and isotropic, so each axis has its own taps:
 which source pixels an output pixel sees, and with what weights. Chroma is resized on its own small
-grid by the taps of "raise to full size, then resize", so the answer is that of converting the whole
-picture to RGB and warping it, but the full-size RGB picture never exists.
+grid by the taps of "upsample to full size, then resize". So the answer is that of converting the
+whole picture to RGB and warping it, but the full-size RGB picture never exists.
 
-The file also holds the size rule and the map of the published evaluation, and the conversion of a
-whole picture to BGR for people to look at. It knows nothing of frames, stages or networks.
+The file also converts a whole picture to BGR for people to look at.
 """
 
 from collections.abc import Sequence
@@ -18,8 +17,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from kernels.geometry import checked_size
 from kernels.jit import njit
-from kernels.sampling import Axis, Taps, axis_taps, chroma_taps
+from kernels.taps import ResizeAxis, Taps, axis_taps, chroma_taps
 
 Plane = tuple[np.ndarray, int, int]
 """Bytes of a plane (1-D, read-only), bytes from row to row, and bytes of a row that count."""
@@ -38,110 +38,6 @@ _ZERO, _HALF, _TOP = np.float32(0), np.float32(0.5), np.float32(255)
 _GREY_CHROMA = np.float32(128)
 _EIGHTH, _GREY_EIGHTHS = np.float32(0.125), np.int32(8 * 128)
 _LOW_HALF, _HALF_BITS = np.int32(0xFFFF), np.int32(16)
-
-
-# ---- geometry ---------------------------------------------------------------------------------
-
-
-def network_size(
-    image_size: tuple[int, int],
-    *,
-    input_size: int,
-    size_multiple: int = 64,
-    scale: float = 1.0,
-    min_scale: float = 1.0,
-    max_long_side: int | None = None,
-) -> tuple[int, int]:
-    """Size of the network input for a picture: the rule of the published HigherHRNet evaluation.
-
-    The short side becomes input_size, the long side follows the aspect, both rounded up to
-    size_multiple at the smallest scale; other scales are exact multiples of that. Rounding is the
-    published one: less than one whole pixel of excess is dropped (999x998 at 512 gives 512x512).
-
-    Args:
-        image_size: (height, width) of the upright picture.
-        input_size: wanted short side at scale 1, in pixels.
-        scale, min_scale: this scale, and the smallest of all scales of a multi-scale test.
-        max_long_side: no limit when None (the published rule has none).
-    Returns:
-        (H, W).
-    Raises:
-        ValueError: an empty picture, or a long side beyond max_long_side.
-    """
-    h, w = _checked_size(image_size)
-    short_at_min = int(
-        (min_scale * input_size + size_multiple - 1) // size_multiple * size_multiple
-    )
-    # The order of these float operations is the published one; int() and // both round down.
-    long_at_min = short_at_min / min(h, w) * max(h, w)
-    long_at_min = int((long_at_min + size_multiple - 1) // size_multiple * size_multiple)
-    short_side = int(short_at_min * scale / min_scale)
-    long_side = int(long_at_min * scale / min_scale)
-    if max_long_side is not None and long_side > max_long_side:
-        raise ValueError(
-            f"a {w}x{h} picture needs a network input of {long_side}x{short_side}, longer than "
-            f"max_long_side {max_long_side}; crop it, or lower input_size or raise max_long_side"
-        )
-    return (long_side, short_side) if w < h else (short_side, long_side)
-
-
-def capped_size(
-    image_size: tuple[int, int], *, max_long_side: int, size_multiple: int = 64
-) -> tuple[int, int]:
-    """Smallest (H, W) that holds a very elongated picture whole, its long side at the limit.
-
-    To be used with net_from_image(letterbox=True) where network_size refuses: the picture shrinks
-    instead of being cut, so people get smaller but none is lost.
-    """
-    h, w = _checked_size(image_size)
-    long_side = max_long_side // size_multiple * size_multiple
-    if long_side == 0:
-        raise ValueError(f"max_long_side {max_long_side} is below size_multiple {size_multiple}")
-    blocks = -(-min(h, w) * long_side // (max(h, w) * size_multiple))
-    short_side = blocks * size_multiple
-    return (long_side, short_side) if w < h else (short_side, long_side)
-
-
-def net_from_image(
-    image_size: tuple[int, int], net_size: tuple[int, int], *, letterbox: bool = False
-) -> np.ndarray:
-    """The map from picture pixels to network-input pixels: isotropic, centred.
-
-    As published: net = f * (image - centre) + (W / 2, H / 2) with the centre rounded to whole
-    pixels, int(side / 2 + 0.5), and no half-pixel shift. f fits the short side, so of a long
-    side that was rounded down a fraction of a pixel falls outside.
-
-    Args:
-        image_size: (height, width) of the upright picture.
-        net_size: (H, W), from network_size or any canvas.
-        letterbox: f fits the whole picture into any canvas, black bars on both sides.
-    Returns:
-        (2, 3) float64.
-    """
-    h, w = _checked_size(image_size)
-    net_h, net_w = net_size
-    fit_short_side = net_w / w if w < h else net_h / h
-    factor = min(net_h / h, net_w / w) if letterbox else fit_short_side
-    center_x, center_y = int(w / 2 + 0.5), int(h / 2 + 0.5)
-    return np.array(
-        [
-            [factor, 0.0, net_w / 2 - factor * center_x],
-            [0.0, factor, net_h / 2 - factor * center_y],
-        ]
-    )
-
-
-def invert(matrix: np.ndarray) -> np.ndarray:
-    """The inverse of a (2, 3) affine map, float64: image_from_net of net_from_image."""
-    linear = np.linalg.inv(np.asarray(matrix, np.float64)[:, :2])
-    return np.column_stack([linear, -linear @ matrix[:, 2]])
-
-
-def _checked_size(image_size: tuple[int, int]) -> tuple[int, int]:
-    h, w = image_size
-    if h < 1 or w < 1:
-        raise ValueError(f"a picture has at least one pixel each way, got (height, width) {h, w}")
-    return h, w
 
 
 # ---- network input ----------------------------------------------------------------------------
@@ -246,7 +142,7 @@ def checked_planes(planes: Sequence[np.ndarray], pixel_format: str) -> tuple[int
     shapes = [plane.shape for plane in planes]
     if len(planes) != _NUM_PLANES[pixel_format] or len(shapes[0]) < 2:
         raise ValueError(f"{pixel_format} has {_NUM_PLANES[pixel_format]} planes, got {shapes}")
-    h, w = _checked_size(shapes[0][:2])
+    h, w = checked_size(shapes[0][:2])
     half = ((h + 1) // 2, (w + 1) // 2)
     expected = {"nv12": [(h, w), (*half, 2)], "yuv420p": [(h, w), half, half]}.get(
         pixel_format, [(h, w, 3)]
@@ -260,7 +156,7 @@ def checked_planes(planes: Sequence[np.ndarray], pixel_format: str) -> tuple[int
 
 def resize_axes(
     net_from_image: np.ndarray, image_size: tuple[int, int], net_size: tuple[int, int], wide: bool
-) -> tuple[Axis, Axis]:
+) -> tuple[ResizeAxis, ResizeAxis]:
     """The two axes, rows first, as the kernels take them."""
     matrix = np.asarray(net_from_image).tolist()
     (factor_x, shear_x, shift_x), (shear_y, factor_y, shift_y) = matrix
@@ -319,7 +215,11 @@ def yuv_coefficients(color_space: str, full_range: bool) -> Coefficients:
 
 @njit
 def _resize_packed(
-    pixels: Plane, reverse: bool, axes: tuple[Axis, Axis], norm: Normalization, out: np.ndarray
+    pixels: Plane,
+    reverse: bool,
+    axes: tuple[ResizeAxis, ResizeAxis],
+    norm: Normalization,
+    out: np.ndarray,
 ) -> None:
     """(h, w, 3) pixels, RGB or (reverse) BGR -> (3, H, W)."""
     rows, columns = axis_taps(axes[0]), axis_taps(axes[1])
@@ -344,7 +244,7 @@ def _resize_packed(
 def _resize_yuv(
     planes: tuple[Plane, Plane, Plane],
     interleaved: bool,
-    axes: tuple[Axis, Axis],
+    axes: tuple[ResizeAxis, ResizeAxis],
     colour: tuple[Coefficients, Normalization],
     out: np.ndarray,
 ) -> None:
@@ -467,25 +367,27 @@ def _bgr_from_yuv(
     chroma_width = (w + 1) // 2
     v_begin = 1 if interleaved else 0
     mixed = np.empty(chroma_width + 1, np.int16)
-    raised_u = np.empty(chroma_width, np.int32)
-    raised_v = np.empty(chroma_width, np.int32)
+    upsampled_u = np.empty(chroma_width, np.int32)
+    upsampled_v = np.empty(chroma_width, np.int32)
     line = np.empty((3, w), np.uint8)
     for y in range(h):
         near = y // 2
         far = min(near + 1, last_row) if y % 2 else max(near - 1, 0)
-        _raise_chroma(u[near * u_stride :], u[far * u_stride :], interleaved, mixed, raised_u)
+        _upsample_chroma(u[near * u_stride :], u[far * u_stride :], interleaved, mixed, upsampled_u)
         v_near, v_far = v[near * v_stride + v_begin :], v[far * v_stride + v_begin :]
-        _raise_chroma(v_near, v_far, interleaved, mixed, raised_v)
+        _upsample_chroma(v_near, v_far, interleaved, mixed, upsampled_v)
         source = luma[y * luma_stride : y * luma_stride + w]
-        _bgr_line(source, raised_u.view(np.int16), raised_v.view(np.int16), coefficients, line)
+        _bgr_line(
+            source, upsampled_u.view(np.int16), upsampled_v.view(np.int16), coefficients, line
+        )
         result = bgr[y]
         for x in range(w):
             result[x, 0], result[x, 1], result[x, 2] = line[0, x], line[1, x], line[2, x]
 
 
 @njit
-def _raise_chroma(
-    near: np.ndarray, far: np.ndarray, interleaved: bool, mixed: np.ndarray, raised: np.ndarray
+def _upsample_chroma(
+    near: np.ndarray, far: np.ndarray, interleaved: bool, mixed: np.ndarray, upsampled: np.ndarray
 ) -> None:
     """A row of chroma at luma resolution, in eighths of a level and minus its grey value.
 
@@ -493,7 +395,7 @@ def _raise_chroma(
     and an odd column, int16 each, are stored as one int32 (low half first, as on all machines that
     numba knows): LLVM vectorises that, and not a store of every other int16.
     """
-    width = raised.size
+    width = upsampled.size
     if interleaved:
         for x in range(width):
             mixed[x] = np.int16(3 * np.int16(near[2 * x]) + np.int16(far[2 * x]))
@@ -504,14 +406,14 @@ def _raise_chroma(
     for x in range(width):
         even = 2 * np.int32(mixed[x]) - _GREY_EIGHTHS
         odd = np.int32(mixed[x]) + np.int32(mixed[x + 1]) - _GREY_EIGHTHS
-        raised[x] = np.int32((even & _LOW_HALF) | (odd << _HALF_BITS))
+        upsampled[x] = np.int32((even & _LOW_HALF) | (odd << _HALF_BITS))
 
 
 @njit
 def _bgr_line(
     luma: np.ndarray, u: np.ndarray, v: np.ndarray, coefficients: Coefficients, bgr: np.ndarray
 ) -> None:
-    """A row of luma and of raised chroma, in eighths -> (3, w) rounded and clipped uint8."""
+    """A row of luma and of upsampled chroma, in eighths -> (3, w) rounded and clipped uint8."""
     offset, luma_gain = coefficients[0], coefficients[1]
     v_to_r, u_to_g = _EIGHTH * coefficients[2], _EIGHTH * coefficients[3]
     v_to_g, u_to_b = _EIGHTH * coefficients[4], _EIGHTH * coefficients[5]

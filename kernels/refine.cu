@@ -1,7 +1,7 @@
-// Filling the keypoints that people miss, on the GPU: the CUDA twin of _refine in
-// kernels/grouping.py.
+// Filling the keypoints that people miss, on the GPU: the CUDA twin of
+// kernels/refine.py.
 //
-//     measure_tags  grid (tiles / 128, K, B), block 128      range of the raised tags in each tile
+//     measure_tags  grid (tiles / 128, K, B), block 128      range of the upsampled tags in each tile
 //     refine        grid (people at a time, K, B), block 128    best place for each missing keypoint
 //
 // The merit of a pixel is its heat minus the rounded L2 distance between its tag and the person's
@@ -19,7 +19,7 @@
 constexpr unsigned int ALL_LANES = 0xffffffffu;
 constexpr int REFINE_THREADS = 128, REFINE_WARPS = REFINE_THREADS / 32;
 
-// kernels.peaks.CEILING_SLACK twice, for tags are raised twice.
+// kernels.sampling.CEILING_SLACK twice, for tags are upsampled twice.
 constexpr float TAG_SLACK = 2.0f / 1048576.0f;
 
 typedef unsigned long long Place;
@@ -78,7 +78,7 @@ __device__ int2 reach(const Axis& heat, const Axis& inner, const Axis& outer, in
     return pixels;
 }
 
-// lowest and highest: every raised tag number t of the tile's pixels lies between them. A tile with
+// lowest and highest: every upsampled tag number t of the tile's pixels lies between them. A tile with
 // a tag that is NaN, or with infinite ones only, gets the whole line: it can rule out nothing.
 __device__ void measure_tile(const Maps& maps, int tile, int t, float* lowest, float* highest)
 {
@@ -124,9 +124,9 @@ __device__ float rounded_distance(const Maps& maps, int x, int y, const float* t
 {
     float total = 0.0f;
     for (int t = 0; t < maps.num_numbers; t++) {
-        const float raised =
-            raised_tag(maps.tags, maps.num_numbers, maps.inner, maps.outer, x, y, t);
-        const float difference = raised - tag[t];
+        const float upsampled =
+            upsampled_tag(maps.tags, maps.num_numbers, maps.inner, maps.outer, x, y, t);
+        const float difference = upsampled - tag[t];
         total += difference * difference;
     }
     return rintf(sqrtf(total));
@@ -154,7 +154,7 @@ __device__ Place search_tile(const Maps& maps, int tile, const float* tag, int s
     for (int i = start; i < (bottom - top) * (right - left); i += count) {
         const int y = top + i / (right - left), x = left + i % (right - left);
         const unsigned int position = (unsigned int)y * columns.length_out + x;
-        const float heat = raised_value(maps.heat, maps.heat_grid, x, y);
+        const float heat = upsampled_value(maps.heat, maps.heat_grid, x, y);
         if (place_of(heat - least, position) <= best) continue;  // most do not need their tag
         best = max(best, place_of(heat - rounded_distance(maps, x, y, tag), position));
     }
@@ -265,7 +265,7 @@ refine(const float* __restrict__ heat,     // (B, K, h, w)
             person_at(people, 1 + p, image, num_images, num_keypoints, maps.num_numbers);
         const unsigned int position = position_of(search(maps, person.tag, shared));
         const int x = position % full_width, y = position / full_width;
-        const float found = raised_value(maps.heat, maps.heat_grid, x, y);
+        const float found = upsampled_value(maps.heat, maps.heat_grid, x, y);
         if (threadIdx.x == 0 && found > 0.0f) {
             const float2 offset = quarter_offset(maps.heat, maps.heat_grid, x, y);
             person.keypoints[3 * k] = ((float)x + offset.x) * step_x;

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kernels.decode import DecodeSettings, decode, first_unknown
-from kernels.grouping import People
+from kernels.people import People
 from nets.checkpoints import Model
 from nets.skeletons import Skeleton
 from pipeline.config import PosesConfig

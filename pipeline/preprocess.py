@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from kernels.geometry import capped_size, invert, net_from_image, network_size
 from kernels.gpu_preprocess import Picture
-from kernels.preprocess import capped_size, invert, net_from_image, network_size, preprocess
+from kernels.preprocess import preprocess
 from pipeline.messages import Frame, NetInput, shown_size
 
 if TYPE_CHECKING:

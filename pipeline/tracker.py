@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.grouping import munkres
+from kernels.munkres import munkres
 from kernels.oks import warm_up as warm_up_oks
 from kernels.one_euro import one_euro_step
 from nets.skeletons import SKELETONS

@@ -13,10 +13,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.averaging import MeanMaps, average_levels
 from kernels.decode import DecodeSettings
-from kernels.grouping import People, group_people
-from kernels.peaks import Maps, Peaks, average_levels, peaks_of_maps, raised_tag
-from kernels.preprocess import invert
+from kernels.geometry import invert
+from kernels.grouping import group_people
+from kernels.peaks import Peaks, peaks_of_maps
+from kernels.people import People
+from kernels.sampling import upsampled_tag
 from nets.skeletons import Skeleton
 from training.data import LabelledImage
 from training.predict import PictureMaps
@@ -60,7 +63,7 @@ def true_keypoints_grouped(
     )
 
 
-def _true_peaks(maps: Maps, truth: _Truth, net_size: tuple[int, int]) -> Peaks:
+def _true_peaks(maps: MeanMaps, truth: _Truth, net_size: tuple[int, int]) -> Peaks:
     num_people, num_keypoints = truth.labelled.shape
     slots, num_tags = max(num_people, 1), maps.tags.shape[3]
     peaks = Peaks(
@@ -79,7 +82,7 @@ def _true_peaks(maps: Maps, truth: _Truth, net_size: tuple[int, int]) -> Peaks:
             peaks.score[k, m] = 1
             x, y = pixel.tolist()
             for t in range(num_tags):
-                peaks.tags[k, m, t] = raised_tag(maps.tags[k], maps.tag_grids, x, y, t)
+                peaks.tags[k, m, t] = upsampled_tag(maps.tags[k], maps.tag_grids, x, y, t)
     return peaks
 
 
@@ -132,7 +135,7 @@ def _owners(peaks: Peaks, k: int, truth: _Truth, sigmas: Sequence[float]) -> lis
     return [int(p) if far[m, p] <= _REACH else -1 for m, p in enumerate(nearest)]
 
 
-def _averaged(maps: PictureMaps, settings: DecodeSettings) -> Maps:
+def _averaged(maps: PictureMaps, settings: DecodeSettings) -> MeanMaps:
     return average_levels(maps.levels, maps.tags, maps.net_size, one_step=settings.one_step)
 
 

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from kernels.decode import PUBLISHED, DecodeSettings, decode, first_unknown
-from kernels.grouping import People
-from kernels.preprocess import capped_size, invert, net_from_image, network_size, preprocess
+from kernels.geometry import capped_size, invert, net_from_image, network_size
+from kernels.people import People
+from kernels.preprocess import preprocess
 from nets.aggregation import Maps, average_scales, flip_test
 from nets.checkpoints import Model
 from nets.engines.engine import INPUT_MULTIPLE, Engine

@@ -17,14 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.arrays import Gpu, to_host
+from kernels.averaging import average_levels
 from kernels.checks.scenes import Scene, paint_people
 from kernels.decode import PUBLISHED, DecodeSettings, decode
 from kernels.gpu_decode import GpuDecoder
 from kernels.gpu_grouping import GpuGrouper, people_in
 from kernels.gpu_peaks import TILE_SIDE, GpuPeakFinder, GpuPeaks
 from kernels.gpu_preprocess import FORMATS, GpuPreprocess, Picture
-from kernels.grouping import People, group_people
-from kernels.peaks import Peaks, average_levels, peaks_of_maps
+from kernels.grouping import group_people
+from kernels.peaks import Peaks, peaks_of_maps
+from kernels.people import People
 from kernels.preprocess import preprocess
 
 Check = Callable[[Gpu, int], None]

@@ -27,7 +27,7 @@ from kernels.arrays import Gpu, from_torch, host_memory, to_gpu
 from kernels.decode import DecodeSettings
 from kernels.gpu_decode import GpuDecoder
 from kernels.gpu_preprocess import GpuPreprocess, Picture
-from kernels.grouping import People
+from kernels.people import People
 from nets.skeletons import Skeleton
 from pipeline.gpu.placement import Placement
 

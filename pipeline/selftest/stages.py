@@ -18,13 +18,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.arrays import Gpu
+from kernels.averaging import average_levels
 from kernels.checks.scenes import Scene, paint_people
 from kernels.decode import DecodeSettings
+from kernels.geometry import net_from_image
 from kernels.gpu_decode import GpuDecoder, grouper, peak_finder
 from kernels.gpu_preprocess import GpuPreprocess, Picture
 from kernels.grouping import group_people
-from kernels.peaks import average_levels, peaks_of_maps
-from kernels.preprocess import net_from_image
+from kernels.peaks import peaks_of_maps
 from nets.aggregation import Maps
 from nets.checkpoints import Model
 from nets.engines.torch import TorchEngine

@@ -1,14 +1,16 @@
 """decode: published scenes to the digit, painted ones against the plain code, its settings."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from kernels import grouping, peaks
+from kernels import averaging, grouping, peaks
 from kernels.checks.scenes import Scene, paint_people
 from kernels.decode import PUBLISHED, DecodeSettings, decode, hide, warm_up
-from kernels.grouping import People
+from kernels.people import People
+from kernels.refine import refine
 from nets.skeletons import COCO, CROWDPOSE
 from tests.support.reference_decode import decode_plain, refine_plain
 
@@ -263,11 +265,17 @@ def test_wrong_settings_are_refused(wrong: dict[str, object], message: str) -> N
 
 def test_after_warm_up_nothing_more_is_compiled() -> None:
     warm_up()
-    compiled = [peaks._find, peaks._average, peaks._measure, peaks._adjust_full]
-    compiled += [peaks._adjust_half, grouping._match, grouping._assemble, grouping._refine]
-    before = [len(function.signatures) for function in compiled]  # type: ignore[attr-defined]
+    compiled: list[Any] = [peaks._find, peaks._adjust_full, peaks._adjust_half]
+    compiled += [
+        averaging._average,
+        averaging._measure,
+        grouping._match,
+        grouping._assemble,
+        refine,
+    ]
+    before = [len(function.signatures) for function in compiled]
     scene = small_scene(3, num_tags=2)
     for settings in (PUBLISHED, DecodeSettings(peaks_at="half", refine="quarter")):
         decode(scene.levels, scene.tags, scene.size, COCO, settings)
         decode(scene.levels[1:], scene.tags, scene.size, COCO, settings)
-    assert [len(function.signatures) for function in compiled] == before  # type: ignore[attr-defined]
+    assert [len(function.signatures) for function in compiled] == before

@@ -11,8 +11,8 @@ import pytest
 from kernels.checks.scenes import Scene, paint_people
 from kernels.decode import PUBLISHED, DecodeSettings, Skeleton, decode
 from kernels.gpu_decode import GpuDecoder
-from kernels.grouping import People
-from kernels.peaks import FloatArray
+from kernels.people import People
+from kernels.sampling import FloatArray
 from nets.skeletons import COCO
 from tests.support.cuda_on_cpu.emulator import EmulatedGpu
 

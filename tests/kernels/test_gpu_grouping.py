@@ -7,10 +7,13 @@ import pytest
 from numpy.typing import NDArray
 
 from kernels.arrays import Function, Gpu
+from kernels.averaging import average_levels
 from kernels.gpu_grouping import GpuGrouper, GpuPeople
-from kernels.grouping import People, group_people, munkres
+from kernels.grouping import group_people
+from kernels.munkres import munkres
 from kernels.nvrtc import cuda_source
-from kernels.peaks import Peaks, average_levels
+from kernels.peaks import Peaks
+from kernels.people import People
 from tests.support.cuda_on_cpu.emulator import (
     CpuRawModule,
     EmulatedGpu,

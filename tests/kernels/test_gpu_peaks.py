@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from kernels.averaging import average_levels
 from kernels.checks.scenes import paint_people
 from kernels.gpu_peaks import TILE_SIDE, GpuPeakFinder, GpuPeaks
-from kernels.peaks import average_levels, peaks_of_maps
+from kernels.peaks import peaks_of_maps
 from tests.support.cuda_on_cpu.emulator import (
     EmulatedGpu,
     Sanitizer,

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.checks import twin_checks
+from kernels.geometry import net_from_image, network_size
 from kernels.gpu_preprocess import GpuPreprocess, Picture
-from kernels.preprocess import net_from_image, network_size
 from pipeline.messages import Frame, Region
 from pipeline.preprocess import Preprocess, crop_of, cropped, lying_map
 from tests.support.cuda_on_cpu.emulator import (

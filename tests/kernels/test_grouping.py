@@ -7,8 +7,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from kernels.grouping import People, _sum_in_numpy_order, group_people, munkres
-from kernels.peaks import Peaks, average_levels
+from kernels.averaging import average_levels
+from kernels.grouping import _sum_in_numpy_order, group_people
+from kernels.munkres import munkres
+from kernels.peaks import Peaks
+from kernels.people import People
 from tests.support.random_peaks import random_peaks, sparse_peaks, tied_costs
 from tests.support.reference_decode import (
     PlainPeaks,

@@ -1,6 +1,8 @@
-"""find_peaks against full-size maps, pooled and sorted, and its rules one by one."""
+"""Peaks of averaged levels against full-size maps, pooled and sorted, and each rule alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from kernels.averaging import average_levels
 from kernels.checks.scenes import paint_people
-from kernels.peaks import Peaks, average_levels, find_peaks
+from kernels.peaks import Peaks, peaks_of_maps
 from tests.support.reference_decode import (
     PlainPeaks,
     RaiseMaps,
@@ -37,6 +40,20 @@ def plain_peaks(
     between = size if one_step and len(levels) > 1 else levels[-1].shape[1:]
     full_tags = full_size_tags(tags, (between[0], between[1]), size, raise_maps)
     return find_peaks_plain(heat, full_tags, **settings)  # type: ignore[arg-type]
+
+
+def find_peaks(
+    levels: Sequence[FloatArray],
+    tags: FloatArray,
+    size: tuple[int, ...],
+    *,
+    one_step: bool = False,
+    **rule: Any,
+) -> Peaks:
+    """Both steps, with the published evaluation's rule where none is given."""
+    maps = average_levels(levels, tags, (size[0], size[1]), one_step=one_step)
+    published: dict[str, Any] = {"max_peaks": 30, "nms_kernel": 5, "min_score": 0.1, "at": "full"}
+    return peaks_of_maps(maps, **(published | rule))
 
 
 def assert_same_peaks(peaks: Peaks, plain: PlainPeaks) -> None:
@@ -103,7 +120,7 @@ def test_peaks_are_those_of_the_full_size_map(
     rng = np.random.default_rng(seed)
     levels, tags = random_maps(rng, sizes[:-1], num_tags=num_tags, distinct=distinct)
     rule = {"nms_kernel": nms_kernel, "max_peaks": 8, "min_score": 0.03}
-    peaks = find_peaks(levels, tags, sizes[-1], one_step=one_step, **rule)  # type: ignore[arg-type]
+    peaks = find_peaks(levels, tags, sizes[-1], one_step=one_step, **rule)
     raise_maps = raise_with_torch if len(levels) != 3 else raise_with_numpy  # thirds round
     plain = plain_peaks(levels, tags, sizes[-1], raise_maps, one_step=one_step, **rule)
     assert_same_peaks(peaks, plain)
@@ -224,7 +241,7 @@ def test_adjusted_peaks_lie_on_the_painted_people(at: str) -> None:
     errors = []
     for seed in range(3):
         scene = paint_people(3, missing=0, noise=0.003, steps=None, seed=seed)
-        peaks = find_peaks(scene.levels, scene.tags, scene.size, at=at)  # type: ignore[arg-type]
+        peaks = find_peaks(scene.levels, scene.tags, scene.size, at=at)
         places = peaks.xy + peaks.offset - 0.5
         for person in scene.xy:
             for k in range(len(person)):
@@ -253,6 +270,6 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="min_score"):
         find_peaks([heat], tags, (8, 8), min_score=-0.1)
     with pytest.raises(ValueError, match="full or half"):
-        find_peaks([heat], tags, (8, 8), at="quarter")  # type: ignore[arg-type]
+        find_peaks([heat], tags, (8, 8), at="quarter")
     with pytest.raises(ValueError, match="max_peaks"):
         find_peaks([heat], tags, (8, 8), max_peaks=0)

@@ -13,15 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import preprocess as module
-from kernels.preprocess import (
-    bgr_from_planes,
-    capped_size,
-    invert,
-    net_from_image,
-    network_size,
-    preprocess,
-    warm_up,
-)
+from kernels.geometry import capped_size, invert, net_from_image, network_size
+from kernels.preprocess import bgr_from_planes, preprocess, warm_up
 from tests.support.places import DATA
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

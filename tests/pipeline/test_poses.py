@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.preprocess import invert, net_from_image
+from kernels.geometry import invert, net_from_image
 from nets.skeletons import COCO
 from pipeline.config import load_config
 from pipeline.messages import NetOutput

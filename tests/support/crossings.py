@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.grouping import munkres
+from kernels.munkres import munkres
 from nets.skeletons import COCO
 from pipeline.messages import Poses
 from tests.support.people import poses_of, standing_person

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kernels.decode import DecodeSettings
-from kernels.grouping import People
+from kernels.people import People
 from nets.engines.load import load_engine
 from nets.skeletons import COCO
 from tests.support.painted import grid_people, paint, painted_model

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kernels.decode import DecodeSettings
-from kernels.grouping import People
-from kernels.preprocess import network_size
+from kernels.geometry import network_size
+from kernels.people import People
 from nets.aggregation import Maps
 from nets.engines.load import load_engine
 from nets.skeletons import COCO
