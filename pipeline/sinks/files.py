@@ -19,6 +19,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from common.files import write_atomically
 from pipeline.messages import Frame, Poses
 from pipeline.sinks.line_file import LineFile
 from pipeline.sinks.outputs import (
@@ -119,7 +120,7 @@ class OpenPoseFolder:
         folder = self._folder / source if self._per_source else self._folder
         name = Path(frame.image_name).stem if frame.image_name else source
         path = folder / f"{name}_{frame.index:012d}_keypoints.json"
-        self._unwritten.attempt(frame.source, partial(_write_whole, path, _openpose(poses)))
+        self._unwritten.attempt(frame.source, partial(self._write, path, poses))
 
     def unwritten(self) -> dict[str, dict[str, int]]:
         """See Unwritten.counts."""
@@ -128,17 +129,9 @@ class OpenPoseFolder:
     def close(self) -> None:
         """Nothing is left open: every file was finished when it was written."""
 
-
-def _write_whole(path: Path, content: dict[str, Any]) -> None:
-    """Made under another name, then renamed: whoever watches the folder sees whole files only."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    try:
-        unfinished.write_bytes(encode_json(content))
-        unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
+    def _write(self, path: Path, poses: Poses) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, encode_json(_openpose(poses)), only_writer=True)
 
 
 _OPENPOSE_ABSENT = (

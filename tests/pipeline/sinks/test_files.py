@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.sinks.files import CocoResults, JsonLines, OpenPoseFolder
+from tests.support.full_disk import files_no_larger_than
 from tests.support.people import crowd, poses_of
 from tests.support.places import ROOT
 
@@ -99,17 +98,6 @@ def test_a_full_disk_is_a_state_and_what_is_there_stays_readable(
     failed, again = caplog.messages
     assert f"{file_name}: cannot be written: " in failed
     assert "can be written again; 3 frames are missing" in again
-
-
-@contextmanager
-def files_no_larger_than(num_bytes: int) -> Iterator[None]:
-    """A write beyond it is cut short, and the next one fails."""
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, unlimited[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 
 
 def test_json_lines_on_standard_output(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -284,6 +272,7 @@ def test_nothing_changes_before_the_first_frame(tmp_path: Path) -> None:
 ENDLESS = """
 import sys
 from pathlib import Path
+from tests.support.full_disk import files_no_larger_than
 from tests.support.people import crowd, poses_of
 from pipeline.sinks.files import CocoResults, JsonLines, OpenPoseFolder
 
