@@ -248,6 +248,14 @@ class RecorderConfig(_Settings):
     """COCO keypoint results, one file."""
     coco_ids: Path | None = None
     """COCO annotation file that gives the pictures' ids; without one they are numbered."""
+    csv: Path | None = None
+    """Table of all sources, see docs/tables.md."""
+    parquet: Path | None = None
+    """The same table, as a folder of Parquet files."""
+    rows_of: Literal["person", "keypoint"] = "person"
+    """What has a row of its own in these tables."""
+    parquet_part_s: Annotated[float, Field(gt=0.0)] = 10.0
+    """Begin a new Parquet file after so many seconds: what a kill can cost."""
 
     @model_validator(mode="after")
     def _ids_are_for_results(self) -> RecorderConfig:

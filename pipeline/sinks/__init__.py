@@ -6,4 +6,5 @@ line_file.py  a file that grows by lines       unwritten.py   a disk that cannot
 video/        recordings, in segments          schema.py      messages that subscribers see
 publisher/    ZeroMQ                           overlay.py     poses drawn over their picture
 page/         a page in the browser            window.py      a window on this screen
+tables.py     CSV and Parquet
 """

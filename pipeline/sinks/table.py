@@ -202,6 +202,23 @@ def _coco(path: Path, context: SinkContext) -> Sink:
     )  # fmt: skip
 
 
+def _csv(path: Path, context: SinkContext) -> Sink:
+    from pipeline.sinks.tables import CsvTable
+
+    rows_of = context.config.recorder.rows_of
+    return CsvTable(path, session=context.session, rows_of=rows_of, live=context.any_live)
+
+
+def _parquet(folder: Path, context: SinkContext) -> Sink:
+    from pipeline.sinks.tables import ParquetTable
+
+    recorder = context.config.recorder
+    return ParquetTable(
+        folder, session=context.session, rows_of=recorder.rows_of, live=context.any_live,
+        part_s=recorder.parquet_part_s,
+    )  # fmt: skip
+
+
 def _publisher(endpoint: str, context: SinkContext) -> Sink:
     from pipeline.sinks.publisher.publisher import Publisher
 
@@ -278,6 +295,19 @@ ROWS: tuple[Row, ...] = (
         "coco",
         (Option("--coco", "recorder.coco", "FILE", "poses as COCO keypoint results"),),
         _coco, _path_of_each_source,
+    ),
+    Row(
+        "csv",
+        (Option("--csv", "recorder.csv", "FILE", "poses as a table, a row a person and frame"),),
+        _csv, _one_path,
+    ),
+    Row(
+        "parquet",
+        (
+            Option("--parquet", "recorder.parquet", "FOLDER",
+                   "the same table as Parquet files; needs pyarrow"),
+        ),
+        _parquet, _one_path,
     ),
     Row(
         "publisher",
