@@ -9,9 +9,7 @@ Nothing is ever unpickled that is not a plain tensor: a checkpoint from the inte
 import hashlib
 import json
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.files import write_atomically
 from nets import build_net
 from nets.higher_hrnet import HigherHRNetSettings
 from nets.hrnet import HRNetSettings
@@ -451,21 +450,7 @@ def save_model(path: str | Path, model: Model, *, dtype: torch.dtype = torch.flo
         "settings": json.dumps(flat(model.net.settings)),
         "decode": json.dumps(model.decode),
     } | {key: json.dumps(getattr(model, key)) for key in default_run_settings(model.name)}
-    _write_atomically(Path(path), save(tensors, metadata))
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the whole new one, also after a crash."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # temporary files are private, weights are not
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    write_atomically(Path(path), save(tensors, metadata), durable=True)
 
 
 def state_sha256(state: StateDict) -> str:

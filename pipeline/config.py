@@ -23,10 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from common.addresses import parse_address
 from common.redaction import redact
-
-_MAX_PORT = 65535  # ZeroMQ itself takes 99999 for 34463
-
 
 _RENAMED = {
     f"overlay.{name}": f"video.{name}"
@@ -321,11 +319,13 @@ class QueuesConfig(_Settings):
     @classmethod
     def _known_transport(cls, cut: str) -> str:
         transport, _, address = cut.partition("://")
-        host, _, port = address.rpartition(":")
         if cut in ("inproc", "ipc") or (transport == "ipc" and address):
             return cut
-        if transport == "tcp" and host and port.isdecimal() and int(port) <= _MAX_PORT:
-            return cut
+        try:
+            if transport == "tcp" and ":" in address and parse_address(address).port:
+                return cut
+        except ValueError:
+            pass
         raise ValueError("must be inproc, ipc, ipc:///path or tcp://host:port")
 
 

@@ -10,14 +10,13 @@ Both files are whole at any moment at which the machine may stop. Every example 
 import fcntl
 import json
 import logging
-import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
+from common.files import write_atomically
 from training.config import ConfigError, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ def save_state(path: Path, parts: dict[str, Any], progress: Progress, config: Tr
         "random": _random_state(),
         **parts,
     }
-    write_atomically(path, lambda file: torch.save(content, file))
+    write_atomically(path, lambda file: torch.save(content, file), durable=True, only_writer=True)
 
 
 def load_state(path: Path) -> tuple[dict[str, Any], Progress]:
@@ -93,21 +92,6 @@ def log_differences(content: dict[str, Any], config: TrainConfig) -> None:
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             logger.warning("continued with %s = %s, was %s", name, now.get(name), before.get(name))
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """A reader sees the old file or the whole new one, also after a crash."""
-    partial = path.with_name(f"{path.name}.partial")  # one writer; leftovers are overwritten
-    with partial.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # so that the new name is there too
-    finally:
-        os.close(folder)
 
 
 class OnlyWriter:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from common.files import write_atomically
 from nets.skeletons import Skeleton
 from training.config import DatasetConfig
 from training.data import ImageStore, LabelledImage, load_labelled_set
@@ -154,7 +155,7 @@ def _median_and_p95(ms: Sequence[float]) -> dict[str, float]:
 def write_json(path: Path, content: Any) -> None:
     """As JSON; a number that does not exist becomes null. ValueError where it cannot be written."""
     try:
-        path.write_text(json.dumps(_without_nan(content)), encoding="utf-8")
+        write_atomically(path, json.dumps(_without_nan(content)).encode())
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror}") from None
 

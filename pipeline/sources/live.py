@@ -27,10 +27,11 @@ import av
 import av.container
 import av.error
 
+from common.rare_log import RareLog
 from common.redaction import redact
 from pipeline.gpu.nvdec import opening_on
 from pipeline.sources.source import NumberedSource, SourceError, SourceSettings, decoded_where
-from pipeline.sources.status import Occasionally, SourceState
+from pipeline.sources.status import SourceState
 from pipeline.sources.video_reader import (
     BACKEND_ERRORS,
     NETWORK_ONLY,
@@ -86,7 +87,7 @@ class LiveSource(NumberedSource):
         self._left = 0  # tries left to themselves since the last picture
         self._answered_in_seconds = 0.0  # the last time
         self._size = (0, 0)
-        self._occasionally = Occasionally()
+        self._rare_log = RareLog(_logger)
 
     def _pictures(self) -> Generator[Picture, None, None]:
         while not self._stopped.is_set():
@@ -235,9 +236,7 @@ class LiveSource(NumberedSource):
 
     def _say(self, level: int, kind: str, text: str) -> None:
         """Log one line, or none if there was such a line within the minute."""
-        suffix = self._occasionally.suffix(kind)
-        if suffix is not None:
-            _logger.log(level, "%s: %s%s", self.name, text, suffix)
+        self._rare_log.log(level, f"{self.name}: {text}", kind=kind)
 
 
 def refused_seconds(refusals: int) -> float:

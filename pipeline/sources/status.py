@@ -17,14 +17,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-
-_MINUTE_SECONDS = 60.0
-_LINES_A_MINUTE = 3
-_KINDS_KNOWN = 64
 
 
 class SourceState(StrEnum):
@@ -130,29 +126,3 @@ class SourceHealth:
         if state is not self._state:
             self._since = self._now()
         self._state, self._reason = state, reason
-
-
-class Occasionally:
-    """Lets three lines of a kind through in a minute, however many are due. One thread's.
-
-    Three, so that an outage and its end are both told, and a flood is not.
-    """
-
-    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._let_through: dict[str, deque[float]] = {}
-        self._held_back: Counter[str] = Counter()
-
-    def suffix(self, kind: str) -> str | None:
-        """None: hold this line back. Else what to append to it: how many were held back."""
-        now = self._now()
-        if kind not in self._let_through and len(self._let_through) >= _KINDS_KNOWN:
-            self._let_through.clear()  # kinds hold other programs' words: keep them few
-            self._held_back.clear()
-        moments = self._let_through.setdefault(kind, deque(maxlen=_LINES_A_MINUTE))
-        if len(moments) == _LINES_A_MINUTE and now - moments[0] < _MINUTE_SECONDS:
-            self._held_back[kind] += 1
-            return None
-        moments.append(now)
-        held_back = self._held_back.pop(kind, 0)
-        return f" (and {held_back} times more of late)" if held_back else ""

@@ -4,7 +4,6 @@ import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from training.checkpoint import (
     load_state,
     log_differences,
     save_state,
-    write_atomically,
 )
 from training.config import ConfigError
 
@@ -39,21 +37,6 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(content["net"]["w"], weights["w"])
     assert content["net"]["w"].stride() == weights["w"].stride()
     assert torch.equal(torch.randn(5), expected)  # the generator went on from where it was
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, lambda file: file.write(b"old"))
-
-    def half(file: IO[bytes]) -> None:
-        file.write(b"ne")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, half)
-    assert path.read_bytes() == b"old"
-    write_atomically(path, lambda file: file.write(b"new"))
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"new")]
 
 
 class _Evil:

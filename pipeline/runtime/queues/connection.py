@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import socket as sockets
-import stat
 import threading
 import time
 from typing import TypeAlias
@@ -14,7 +11,7 @@ from typing import TypeAlias
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from common.addresses import why_not_here
+from common.addresses import IN_USE, why_not_here, why_path_taken
 
 Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
 
@@ -101,8 +98,6 @@ def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
                 _check_path(endpoint.removeprefix("ipc://"))
             socket.bind(endpoint)
             return socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        except OSError as error:  # zmq.ZMQError is not one
-            raise ValueError(f"cannot bind {endpoint}: {error.strerror}") from None
         except zmq.ZMQError as error:
             if error.errno != zmq.EADDRINUSE or time.monotonic() > deadline:
                 reason = why_not_here(error.errno, error.strerror)
@@ -118,15 +113,11 @@ def check_bind(endpoint: str) -> None:
 
 
 def _check_path(path: str) -> None:
-    """Refuse a path that ZeroMQ would silently take away: it unlinks before it binds."""
-    if os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
-        raise FileExistsError(errno.EEXIST, "a file that is no socket is there")
-    with sockets.socket(sockets.AF_UNIX) as probe:
-        try:
-            probe.connect("\0" + path[1:] if path.startswith("@") else path)
-        except OSError:
-            return  # nobody listens
-    raise zmq.ZMQError(zmq.EADDRINUSE)
+    taken = why_path_taken(path)
+    if taken == IN_USE:
+        raise zmq.ZMQError(zmq.EADDRINUSE)
+    if taken is not None:
+        raise ValueError(f"cannot bind ipc://{path}: {taken}")
 
 
 def set_heartbeat(socket: zmq.Socket[bytes]) -> None:

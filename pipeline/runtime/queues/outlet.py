@@ -12,6 +12,7 @@ from typing import Any
 
 import zmq
 
+from common.rare_log import RareLog
 from pipeline.runtime.queues import handles, wire
 from pipeline.runtime.queues.connection import Context, Link, bind, scheme_of, set_heartbeat
 from pipeline.runtime.queues.credit import (
@@ -80,6 +81,7 @@ class Outlet:
         self._pixels = pixels
         self._drops = drops
         self._newer = newer
+        self._rare_log = RareLog(_log)
         self._peer: bytes | None = None
         self._retired: set[bytes] = set()
         self._epoch = 0
@@ -133,7 +135,9 @@ class Outlet:
             except zmq.Again:
                 break
             if len(rest) != 1 or len(rest[0]) != STATE.size:
-                _log.warning("%s: ignored a peer that is no receiver of ours", self.endpoint)
+                self._rare_log.warning(
+                    f"{self.endpoint}: ignored a peer that is no receiver of ours"
+                )
             elif len(identity) == IDENTITY_BYTES:
                 self._update_state(identity, *STATE.unpack(rest[0]))
             # Else it is the rest of a broken connection, which ZeroMQ renames when the receiver

@@ -14,52 +14,17 @@ import base64
 import binascii
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from common.addresses import Address, as_ip
+
 COOKIE = "posestream"
-_MAX_PORT = 65535
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
-
-
-class Address(NamedTuple):
-    """Where the page is served."""
-
-    host: str
-    """Without brackets; `0.0.0.0` and `::` are all of this machine's addresses."""
-    port: int
-    """0 takes a free one."""
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can connect."""
-        ip = _ip(self.host)
-        return self.host == "localhost" if ip is None else ip.is_loopback
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_address(text: str) -> Address:
-    """`host:port`, or only a port, which is this machine's loopback; ValueError for others."""
-    host, colon, port = text.strip().rpartition(":")
-    if not colon:
-        host = "127.0.0.1"
-    bracketed = host.startswith("[") and host.endswith("]")
-    host = host[1:-1] if bracketed else host
-    known_port = port.isascii() and port.isdecimal() and int(port) <= _MAX_PORT
-    known_host = bool(host) and "/" not in host and (":" in host) == bracketed
-    if not known_port or not known_host:
-        raise ValueError(
-            f"cannot serve the page at {text!r}; expected host:port, for example 127.0.0.1:8000"
-        )
-    return Address(host, int(port))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +111,7 @@ class Guard:
             return False
         if not name or any(c in host for c in "@/?#\\ \t"):
             return False
-        return name.rstrip(".") in self._names or (self._any_address and _ip(name) is not None)
+        return name.rstrip(".") in self._names or (self._any_address and as_ip(name) is not None)
 
 
 def _is_of(origin: str, host: str) -> bool:
@@ -180,10 +145,3 @@ def _same(one: str, other: str) -> bool:
         hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in (one, other)
     )
     return hmac.compare_digest(*digests)
-
-
-def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None

@@ -28,13 +28,13 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from common.addresses import why_not_here
+from common.addresses import parse_address, why_not_here
+from common.rare_log import RareLog
 from pipeline.config import PageConfig
 from pipeline.sinks.overlay import SIDE_COLORS
 from pipeline.sinks.page.api import ApiError, PageApi, PageSubject
-from pipeline.sinks.page.security import COOKIE, Guard, parse_address
+from pipeline.sinks.page.security import COOKIE, Guard
 from pipeline.sinks.page.viewers import Audience, View, Viewer
-from pipeline.sources.status import Occasionally
 
 _STATIC = Path(__file__).parent / "static"
 _FILES = {
@@ -80,7 +80,10 @@ class PageServer:
         assert config.serve is not None
         self.audience = Audience()
         """Who watches what."""
-        self._address = parse_address(config.serve)
+        try:
+            self._address = parse_address(config.serve)
+        except ValueError as error:
+            raise ValueError(f"cannot serve the page at {config.serve!r}; {error}") from None
         self._guard = Guard(self._address, token=config.token, hosts=config.hosts)
         self._api = PageApi(subject)
         self._privacy = privacy
@@ -90,7 +93,7 @@ class PageServer:
         self._files = {name: (_STATIC / name[1:]).read_bytes() for name in _FILES}
         self._page = (_STATIC / "page.html").read_bytes()
         self._sign_in_page = (_STATIC / "sign_in.html").read_bytes()
-        self._occasionally = Occasionally()
+        self._rare_log = RareLog(_log)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failure: BaseException | None = None
         self._loop = asyncio.new_event_loop()
@@ -215,7 +218,7 @@ class PageServer:
             request.method, request.headers, opens_page=request.path == "/"
         )
         if refusal is not None:
-            self._note(f"a request was refused: {refusal.reason}")
+            self._rare_log.warning(f"page: a request was refused: {refusal.reason}")
             return _error(refusal.status, refusal.reason)
         if not (request.path in _OPEN or self._guard.knows(request.headers)):
             return _error(401, "a token is needed")
@@ -226,11 +229,6 @@ class PageServer:
         except web.HTTPException as error:  # no such path, wrong method, body too large
             headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
             return _error(error.status, error.reason.lower(), headers)
-
-    def _note(self, line: str) -> None:
-        suffix = self._occasionally.suffix(line)
-        if suffix is not None:
-            _log.warning("page: %s%s", line, suffix)
 
     # --- pages -----------------------------------------------------------------------------------
 
@@ -249,7 +247,7 @@ class PageServer:
     async def _sign_in(self, request: web.Request) -> web.Response:
         shown = (await _body(request)).decode("utf-8", "replace").strip()
         if not self._guard.is_token(shown):
-            self._note(f"a wrong token came from {request.remote}")
+            self._rare_log.warning(f"page: a wrong token came from {request.remote}")
             return _error(401, "this is not the token")
         response = web.Response(status=204)
         response.set_cookie(

@@ -14,13 +14,13 @@ import logging
 import os
 import socket
 import struct
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import zmq
 from zmq.utils import z85
 
+from common.rare_log import RareLog
 from pipeline.sinks.publisher.curve import Keys, fingerprint, is_open_to_others, load_keys
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,6 @@ _REFUSED = b"300"
 _HANDSHAKE_MS = 5_000
 # A process has 1024 file descriptors by default; cameras and files need some as well.
 _MAX_CONNECTIONS = 256
-_REPEAT_SECONDS = 60.0
-_MAX_REMEMBERED = 64  # addresses and reasons in the log a minute
 _AT_ONCE = 256  # requests, events
 _FAILURES = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -85,7 +83,7 @@ class Admission:
         # Of these, who has not shaken hands, oldest first; and whether the log tells why already.
         self._strangers: dict[int, bool] = {}
         self._failed = False  # the connection that closes next could not shake hands
-        self._refusals = Refusals()
+        self._rare_log = RareLog(logger, lines_a_minute=1)
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
@@ -107,7 +105,7 @@ class Admission:
             Whether the publisher must bind anew, which makes all subscribers connect and show
             their keys again: a key was taken away, or the publisher has another one.
         """
-        self._refusals.sum_up()
+        self._rare_log.sum_up()
         if self._curve_dir is None or self._keys is None:
             return False
         now = fingerprint(self._curve_dir)
@@ -154,7 +152,7 @@ class Admission:
         if name is None:
             text = z85.encode(key).decode() if len(key) == 32 else "(none)"
             who = address.decode(errors="replace") or _LOCAL
-            self._refusals.add(who, f"its key {text} is not in {self._curve_dir}/clients")
+            self._log_refusal(who, f"its key {text} is not in {self._curve_dir}/clients")
             return [route, b"", _ZAP_VERSION, number, _REFUSED, b"unknown key", b"", b""]
         return [route, b"", _ZAP_VERSION, number, b"200", b"OK", name.encode(), b""]
 
@@ -174,8 +172,11 @@ class Admission:
             address = self._connections.pop(value, _GONE)
             is_told = self._strangers.pop(value, not self._failed)
             if not is_told:
-                self._refusals.add(address, self._why_no_handshake())
+                self._log_refusal(address, self._why_no_handshake())
             self._failed = False
+
+    def _log_refusal(self, address: str, reason: str) -> None:
+        self._rare_log.warning(f"refused a connection from {address}: {reason}")
 
     def _oldest_stranger(self) -> int:
         """The events do not say whose handshake it was; mostly there is only one."""
@@ -205,7 +206,7 @@ class Admission:
             host = peer[0] if isinstance(peer, tuple) else _LOCAL
             if len(self._connections) >= _MAX_CONNECTIONS:
                 connection.shutdown(socket.SHUT_RDWR)
-                self._refusals.add(host, f"{_MAX_CONNECTIONS} are connected, as many as may be")
+                self._log_refusal(host, f"{_MAX_CONNECTIONS} are connected, as many as may be")
             return str(host)
         return _GONE
 
@@ -215,39 +216,6 @@ class Admission:
         if connection.family == socket.AF_UNIX:
             return endpoint.startswith("ipc://")
         return endpoint.endswith(f":{connection.getsockname()[1]}")
-
-
-class Refusals:
-    """Warnings in the log: the first at once, then a sum a minute, for each address and reason.
-
-    Args:
-        now: the clock, in seconds; tests give their own.
-    """
-
-    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._seen: dict[tuple[str, str], tuple[float, int]] = {}  # said when, times since
-
-    def add(self, address: str, reason: str) -> None:
-        key = (address, reason)
-        if key not in self._seen and len(self._seen) >= _MAX_REMEMBERED:
-            key = ("many other addresses", "see the lines before")
-        if key in self._seen:
-            said_at, times = self._seen[key]
-            self._seen[key] = (said_at, times + 1)
-            return
-        self._seen[key] = (self._now(), 0)
-        logger.warning("refused a connection from %s: %s", *key)
-
-    def sum_up(self) -> None:
-        """To be called now and then."""
-        now = self._now()
-        due = [key for key, (said_at, _) in self._seen.items() if now - said_at >= _REPEAT_SECONDS]
-        for key in due:
-            times = self._seen.pop(key)[1]
-            if times:
-                self._seen[key] = (now, 0)
-                logger.warning("refused %d more connections from %s: %s", times, *key)
 
 
 def _waiting(source: zmq.Socket[bytes]) -> Iterator[list[bytes]]:

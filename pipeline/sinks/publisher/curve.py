@@ -13,7 +13,6 @@ no sockets.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import struct
 import sys
@@ -23,6 +22,8 @@ from pathlib import Path
 
 import zmq
 from zmq.utils import z85
+
+from common.files import write_atomically
 
 SERVER_SECRET = "server.key_secret"
 SERVER_PUBLIC = "server.key"
@@ -140,19 +141,9 @@ def _usable(key: bytes) -> bytes:
 def _write_pair(public_path: Path, secret_path: Path) -> list[Path]:
     public, secret = (key.decode() for key in zmq.curve_keypair())
     lines = f'metadata\ncurve\n    public-key = "{public}"\n'
-    _write(secret_path, f'{lines}    secret-key = "{secret}"\n', mode=0o600)
-    _write(public_path, lines, mode=0o644)
+    write_atomically(secret_path, f'{lines}    secret-key = "{secret}"\n'.encode(), mode=0o600)
+    write_atomically(public_path, lines.encode())
     return [secret_path, public_path]
-
-
-def _write(path: Path, text: str, *, mode: int) -> None:
-    """A new file that never exists half written, nor readable for others before it is private."""
-    unfinished = path.with_name(path.name + ".new")
-    unfinished.unlink(missing_ok=True)
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    unfinished.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,9 +15,7 @@ should.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
-import math
 import socket
 import threading
 import time
@@ -29,7 +27,8 @@ from typing import Literal
 
 import zmq
 
-from common.addresses import IN_USE, why_not_here
+from common.addresses import parse_address, why_not_here, why_path_taken
+from common.rare_log import RareLog
 from pipeline.messages import Poses
 from pipeline.runtime.status import StreamStatus
 from pipeline.sinks.publisher.admission import Admission
@@ -57,8 +56,6 @@ _QUEUED_MESSAGES_PER_STREAM = 4
 _SEND_BUFFER_BYTES = 16384
 _LONGEST_SUBSCRIPTION = 4096  # bytes; a peer that sends more is no subscriber and is cut off
 _GREETINGS = 16  # at once; a crowd of subscribers does not keep the poses waiting
-_MAX_PORT = 65535
-_WARN_SECONDS = 60.0
 _BIND_SECONDS = 2.0
 
 
@@ -103,7 +100,7 @@ class Publisher:
         self._queued_messages = _QUEUED_MESSAGES + _QUEUED_MESSAGES_PER_STREAM * num_streams
         self._overflows = Overflows(queued_messages=self._queued_messages)
         self._curve_dir = curve_dir
-        self._warned_at = -math.inf
+        self._rare_log = RareLog(logger, lines_a_minute=1)
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
@@ -260,12 +257,11 @@ class Publisher:
             receipt = xpub.send(frame, zmq.NOBLOCK, copy=False, track=True)
             xpub.setsockopt(zmq.XPUB_NODROP, 1)
         self._overflows.sent(name, receipt, found_full=found_full)
-        if found_full and time.monotonic() - self._warned_at > _WARN_SECONDS:
-            self._warned_at = time.monotonic()
-            logger.warning(
+        if found_full:
+            self._rare_log.warning(
                 "a subscriber cannot keep up and sees gaps in seq; messages so far that somebody "
-                "could not take: %d",
-                self._overflows.by_topic.total(),
+                f"could not take: {self._overflows.by_topic.total()}",
+                kind="overflow",
             )
 
 
@@ -319,39 +315,22 @@ def checked_endpoint(endpoint: str, *, has_keys: bool = False) -> str:
             (ZeroMQ itself takes port 99999 for 34463, and deletes a file where a socket is to be.)
     """
     if endpoint.startswith("ipc://") and endpoint != "ipc://":
-        _check_ipc_path(endpoint.removeprefix("ipc://"))
+        taken = why_path_taken(endpoint.removeprefix("ipc://"))
+        if taken is not None:
+            raise ValueError(f"cannot publish at {endpoint}: {taken}")
         return endpoint
-    host, colon, port = endpoint.removeprefix("tcp://").rpartition(":")
-    if not colon and not endpoint.startswith("tcp://"):
-        host = "127.0.0.1"
-    known_port = port == "*" or (port.isdecimal() and int(port) <= _MAX_PORT)
-    if not host or not known_port or "//" in host:
+    try:
+        address = parse_address(endpoint.removeprefix("tcp://").replace(":*", ":0"))
+    except ValueError:
         raise ValueError(
             f"cannot publish at {endpoint!r}; expected tcp://host:port, ipc://path or a port"
-        )
-    if not has_keys and not _is_loopback(host):
+        ) from None
+    if not has_keys and not address.is_loopback:
         logger.warning(
             "publishing at %s: whoever reaches this machine can see every pose, for nothing is "
             "encrypted and nobody is asked for a key; use --curve-dir to ask for keys, or "
             "tcp://127.0.0.1:%s to keep it local",
             endpoint,
-            port,
+            address.port,
         )
-    return f"tcp://{host}:{port}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host in ("localhost", "lo")
-
-
-def _check_ipc_path(path: str) -> None:
-    if path.startswith("@") or not Path(path).exists():  # @: a name without a file (Linux)
-        return
-    if not Path(path).is_socket():
-        raise ValueError(f"cannot publish at ipc://{path}: a file of that name is in the way")
-    with socket.socket(socket.AF_UNIX) as probe:
-        if probe.connect_ex(path) == 0:
-            raise ValueError(f"cannot publish at ipc://{path}: {IN_USE}")
+    return f"tcp://{address}"

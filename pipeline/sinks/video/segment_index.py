@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from common.files import write_atomically
+
 _log = logging.getLogger(__name__)
 
 _END_FIELDS = ("end_unix_s", "pictures", "bytes")
@@ -125,14 +127,9 @@ class SegmentIndex:
 
     def _save_all(self) -> None:
         """Replace the file as a whole: whoever reads it meanwhile sees the old or the new one."""
-        unfinished = self._path.with_name(self._path.name + ".part")
-        try:
-            unfinished.write_bytes(_lines(self._segments.values()))
-            unfinished.replace(self._path)
+        with suppress(OSError):  # tried again with the next segment
+            write_atomically(self._path, _lines(self._segments.values()), only_writer=True)
             self._is_behind = False
-        except OSError:
-            with suppress(OSError):
-                unfinished.unlink()
 
 
 def read_index(path: Path) -> dict[str, Segment]:

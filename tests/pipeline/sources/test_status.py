@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pipeline.sources.status import Occasionally, SourceHealth, SourceState
+from pipeline.sources.status import SourceHealth, SourceState
 
 
 class Clock:
@@ -66,20 +66,3 @@ def test_losses_are_counted_by_word_and_a_state_keeps_its_beginning() -> None:
     assert status.since_unix_s == pytest.approx(time.time() - 30, abs=0.5)
     health.ended("enough")
     assert (health.status.state, health.status.reason) == (SourceState.ENDED, "enough")
-
-
-def test_three_lines_of_a_kind_in_a_minute_and_the_others_are_counted() -> None:
-    clock = Clock()
-    occasionally = Occasionally(now=clock)
-    assert [occasionally.suffix("lost") for _ in range(5)] == ["", "", "", None, None]
-    assert occasionally.suffix("connected") == ""
-    clock.seconds += 61
-    assert occasionally.suffix("lost") == " (and 2 times more of late)"
-    assert occasionally.suffix("lost") == ""
-
-
-def test_any_number_of_kinds_stays_bounded() -> None:
-    occasionally = Occasionally(now=Clock())
-    for number in range(10_000):
-        assert occasionally.suffix(f"error {number}") == ""
-    assert len(occasionally._let_through) <= 64

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+from common.addresses import Address
 from pipeline.config import ConfigError, load_config
-from pipeline.sinks.page.security import COOKIE, Address, Guard, parse_address
+from pipeline.sinks.page.security import COOKIE, Guard
 
 TOKEN = "a-token-of-twenty-four-c"
 LOCAL = Address("127.0.0.1", 8000)
@@ -21,28 +22,6 @@ WIDE = Address("0.0.0.0", 8000)
 def refused(guard: Guard, method: str = "GET", *, opens_page: bool = False, **headers: str) -> bool:
     sent = CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()})
     return guard.refusal(method, sent, opens_page=opens_page) is not None
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("127.0.0.1:8000", ("127.0.0.1", 8000)),
-        ("8000", ("127.0.0.1", 8000)),
-        ("[::1]:80", ("::1", 80)),
-        ("0.0.0.0:0", ("0.0.0.0", 0)),
-        ("camera-box:8000", ("camera-box", 8000)),
-    ],
-)
-def test_addresses(text: str, address: tuple[str, int]) -> None:
-    assert parse_address(text) == address
-
-
-@pytest.mark.parametrize(
-    "text", ["", ":8000", "127.0.0.1", "host:99999", "::1:80", "http://a:1", "a:1/", "a:-1", "a:²"]
-)
-def test_other_addresses_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"expected host:port, for example 127\.0\.0\.1:8000"):
-        parse_address(text)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ import zmq
 import zmq.auth
 
 from pipeline.runtime.status import StreamStatus
-from pipeline.sinks.publisher import admission
-from pipeline.sinks.publisher.admission import Admission, Refusals
+from pipeline.sinks.publisher.admission import Admission
 from pipeline.sinks.publisher.curve import make_keys
 from pipeline.sinks.publisher.publisher import Publisher
 from tests.support.people import crowd, poses_of
@@ -341,34 +340,3 @@ def test_ipc_needs_keys_as_well(
     (keys / "clients" / "bob.key").unlink()
     assert served(publisher, friend(context, publisher, keys, "alice"))
     publisher.close()
-
-
-def test_refusals_are_said_once_and_summed_up_each_minute(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    now = 0.0
-    refusals = Refusals(now=lambda: now)
-    for _ in range(1000):
-        refusals.add("192.0.2.1", "bad key")
-    refusals.add("192.0.2.2", "bad key")
-    assert warnings(caplog) == [
-        "refused a connection from 192.0.2.1: bad key",
-        "refused a connection from 192.0.2.2: bad key",
-    ]
-    now = admission._REPEAT_SECONDS
-    refusals.sum_up()
-    assert warnings(caplog)[2:] == ["refused 999 more connections from 192.0.2.1: bad key"]
-    refusals.sum_up()
-    now += admission._REPEAT_SECONDS
-    refusals.sum_up()
-    assert len(warnings(caplog)) == 3
-    assert refusals._seen == {}
-
-
-def test_refusals_of_many_addresses_fill_neither_memory_nor_the_log(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    refusals = Refusals(now=lambda: 0.0)
-    for number in range(10_000):
-        refusals.add(f"2001:db8::{number:x}", "bad key")
-    assert len(warnings(caplog)) == len(refusals._seen) == admission._MAX_REMEMBERED + 1

@@ -315,7 +315,7 @@ def test_ipc_takes_over_a_dead_socket_but_never_a_file(
     publisher.close()
     path.unlink(missing_ok=True)
     path.write_text("precious")
-    with pytest.raises(ValueError, match="a file of that name"):
+    with pytest.raises(ValueError, match="a file that is no socket is there"):
         Publisher(f"ipc://{path}")
     assert path.read_text() == "precious"
 
