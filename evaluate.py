@@ -12,6 +12,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.options import OptionParser
+
 if TYPE_CHECKING:
     from nets.checkpoints import Model
     from nets.engines.engine import Engine
@@ -59,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         description="Average precision of a model on COCO keypoints or CrowdPose.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -212,18 +214,10 @@ def _how(
 
 def _decode_changes(texts: Sequence[str]) -> dict[str, Any]:
     """`name=value` texts; values are YAML, but `off` is a word."""
-    import yaml
+    from common.settings import parse_override
 
-    changes: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--set takes key=value, got {text!r}; e.g. detection_threshold=0.1")
-        try:
-            changes[name] = value if value == "off" else yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(f"--set {name}: {value!r} is not a YAML value") from None
-    return changes
+    changes = dict(parse_override(text, example="detection_threshold=0.1") for text in texts)
+    return {name: "off" if value is False else value for name, value in changes.items()}
 
 
 def _engine(options: argparse.Namespace, model: Model) -> Engine:

@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.options import OptionParser
+
 if TYPE_CHECKING:
     from nets.checkpoints import Model
     from nets.graphs import Difference, GraphSettings, Precision
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         description="Write weights as safetensors, ONNX or OpenVINO IR.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -5,6 +5,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from common.options import OptionParser
+
 EXAMPLES = """\
 examples:
   train.py --config configs/train/higher_hrnet_w32_512.yaml
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         description="Trains a pose network.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

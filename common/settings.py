@@ -11,15 +11,15 @@ differs from its defaults. An unknown key is an error that names it and the near
 
 from __future__ import annotations
 
-import difflib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from common.nearest import nearest
 from common.redaction import redact
 
 
@@ -116,12 +116,6 @@ def checked(
         return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_one_line(kind, error, renamed or {})) from None
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a misspelt one is probably meant for."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
-    return close[0] if close else None
 
 
 def _empty(kind: type[Settings], key: object) -> dict[str, Any] | list[Any] | None:

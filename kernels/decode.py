@@ -7,7 +7,6 @@ With its default settings decode is the published HigherHRNet evaluation to the 
 and the stream's hiding are settings, off unless asked for.
 """
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -16,6 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from common.nearest import nearest
 from kernels.averaging import average_levels
 from kernels.grouping import group_people
 from kernels.oks import BODY_SHARE_OF_BOX
@@ -110,8 +110,8 @@ def first_unknown(names: Iterable[str]) -> str | None:
     known = [field.name for field in fields(DecodeSettings)]
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name.rpartition(".")[2], known, n=1, cutoff=0.7)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            close = nearest(name.rpartition(".")[2], known)
+            hint = f"did you mean {close!r}?" if close else f"known: {', '.join(known)}"
             return f"{name!r}; {hint}"
     return None
 

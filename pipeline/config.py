@@ -6,25 +6,24 @@ that names it and the nearest known one. This file knows the stages' settings, n
 
 from __future__ import annotations
 
-import difflib
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from common.addresses import parse_address
-from common.redaction import redact
+from common.settings import (
+    Fraction,
+    NotNegative,
+    Settings,
+    Side,
+    Word,
+    checked,
+    parse_override,
+    put,
+    read_yaml,
+)
 
 _RENAMED = {
     f"overlay.{name}": f"video.{name}"
@@ -32,28 +31,11 @@ _RENAMED = {
 }
 
 
-class ConfigError(ValueError):
-    """A setting that cannot be used: says which, what was got and what is expected."""
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-def _as_word(value: object) -> object:
-    return str(value) if type(value) is int else value
-
-
-Word = Annotated[str, BeforeValidator(_as_word)]
-"""A text that may be a number alone, which YAML reads as one: a webcam, a port."""
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Side = Annotated[int, Field(ge=32, multiple_of=32)]
-NotNegative = Annotated[float, Field(ge=0.0)]
 RegionOfInterest = tuple[NotNegative, NotNegative, NotNegative, NotNegative]
 Decode = Literal["auto", "cpu", "gpu"]
 
 
-class SourceConfig(_Settings):
+class SourceConfig(Settings):
     """Where frames come from."""
 
     input: Word
@@ -85,7 +67,7 @@ class SourceConfig(_Settings):
     read_timeout_seconds: Annotated[float, Field(gt=0.0)] = 2.0
     """Cameras and URLs: silence after which the connection counts as lost, within twice that. More
     than the time between two frames; with HLS, than a segment's length."""
-    options: dict[str, Word] = {}
+    options: dict[str, Word] = Field(default_factory=dict)
     """More of FFmpeg's input options: {video_size: 1280x720} for a webcam, {tls_verify: 1,
     ca_file: camera.pem} for RTSPS."""
 
@@ -97,7 +79,7 @@ class SourceConfig(_Settings):
         return roi
 
 
-class PreprocessConfig(_Settings):
+class PreprocessConfig(Settings):
     """Frame -> network input."""
 
     input_size: Annotated[int, Field(ge=32)] | None = None
@@ -112,7 +94,7 @@ class PreprocessConfig(_Settings):
     """Longest network input; a more elongated picture shrinks to fit, with a warning."""
 
 
-class InferenceConfig(_Settings):
+class InferenceConfig(Settings):
     """Network input -> heatmaps and tags."""
 
     engine: Literal["auto", "torch", "openvino", "tensorrt"] = "auto"
@@ -130,7 +112,7 @@ class InferenceConfig(_Settings):
     larger batch is hardly faster and makes every frame wait for all of it."""
 
 
-class PosesConfig(_Settings):
+class PosesConfig(Settings):
     """Heatmaps, tags -> people. What is left out comes from the weights, else from the stream."""
 
     detection_threshold: Fraction | None = None
@@ -154,7 +136,7 @@ class PosesConfig(_Settings):
         return "off" if refine is False else refine  # YAML reads a bare `off` as False
 
 
-class TrackerConfig(_Settings):
+class TrackerConfig(Settings):
     """People -> people with identities that last."""
 
     enabled: bool = True
@@ -171,7 +153,7 @@ class TrackerConfig(_Settings):
     """An identity begins with somebody of whom so many keypoints were found."""
 
 
-class SmoothConfig(_Settings):
+class SmoothConfig(Settings):
     """One-Euro filter of every tracked person's keypoints; raw ones are published beside them."""
 
     enabled: bool = True
@@ -185,7 +167,7 @@ class SmoothConfig(_Settings):
     """A keypoint unseen for longer begins anew where it is seen."""
 
 
-class ContractConfig(_Settings):
+class ContractConfig(Settings):
     """How old frames may be, and what is given up under a load that does not fit. Live sources."""
 
     max_age_ms: Annotated[float, Field(gt=0.0)] | None = None
@@ -197,7 +179,7 @@ class ContractConfig(_Settings):
     """Of the input size: it does not shrink further for the sake of target_fps."""
 
 
-class VideoConfig(_Settings):
+class VideoConfig(Settings):
     """Videos of every source: with skeletons drawn over the picture, as it came, or both."""
 
     path: Path | None = None
@@ -222,7 +204,7 @@ class VideoConfig(_Settings):
         return self
 
 
-class OverlayConfig(_Settings):
+class OverlayConfig(Settings):
     """How poses are drawn, in videos and windows."""
 
     picture: bool = True
@@ -235,7 +217,7 @@ class OverlayConfig(_Settings):
     """Draw the smoothed keypoints where there are any; False draws the raw ones."""
 
 
-class RecorderConfig(_Settings):
+class RecorderConfig(Settings):
     """Poses written to files."""
 
     jsonl: str | None = None
@@ -262,7 +244,7 @@ class RecorderConfig(_Settings):
         return self
 
 
-class PublisherConfig(_Settings):
+class PublisherConfig(Settings):
     """Poses published over ZeroMQ."""
 
     endpoint: str | None = None
@@ -279,13 +261,13 @@ class PublisherConfig(_Settings):
         return self
 
 
-class ViewerConfig(_Settings):
+class ViewerConfig(Settings):
     """A window on this machine's screen."""
 
     show: bool = False
 
 
-class PageConfig(_Settings):
+class PageConfig(Settings):
     """A page in the browser, with an API beside it."""
 
     serve: Word | None = None
@@ -302,7 +284,7 @@ class PageConfig(_Settings):
     """At a time; a browser needs two or three."""
 
 
-class QueuesConfig(_Settings):
+class QueuesConfig(Settings):
     """Where the stream is cut into processes: `inproc` (nowhere), `ipc` or `tcp://host:port`.
 
     With ipc and tcp the stages on the far side of a cut are another process; run_stream.py starts
@@ -329,7 +311,7 @@ class QueuesConfig(_Settings):
         raise ValueError("must be inproc, ipc, ipc:///path or tcp://host:port")
 
 
-class StreamConfig(_Settings):
+class StreamConfig(Settings):
     """A whole stream."""
 
     sources: tuple[SourceConfig, ...] = ()
@@ -380,22 +362,15 @@ def load_config(
     Raises:
         ConfigError: one line that names the file or key, what was got and what is expected.
     """
-    tree = {} if path is None else _read_yaml(path)
+    tree = {} if path is None else read_yaml(path, StreamConfig, noun="configuration")
     given = list(sources) or tree.get("sources", [])
     tree["sources"] = _source_list(given, every_source or {})
     for name, value in (settings or {}).items():
-        _put(tree, name, value)
+        put(tree, name, value)
     for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals or not name:
-            shown = redact(override)
-            raise ConfigError(f"--set takes key=value, got {shown!r}; e.g. poses.refine=off")
-        value = _yaml_value(name, text)
-        _put(tree, name, _source_list(value, every_source or {}) if name == "sources" else value)
-    try:
-        return StreamConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+        name, value = parse_override(override, example="poses.refine=off")
+        put(tree, name, _source_list(value, every_source or {}) if name == "sources" else value)
+    return checked(StreamConfig, tree, renamed=_RENAMED)
 
 
 def _source_list(sources: Any, every_source: Mapping[str, Any]) -> Any:
@@ -406,99 +381,3 @@ def _source_list(sources: Any, every_source: Mapping[str, Any]) -> Any:
         return sources
     groups = [{"input": each} if isinstance(each, str | int) else each for each in sources]
     return [{**each, **every_source} if isinstance(each, dict) else each for each in groups]
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"configuration {path} is not YAML: {redact(reason)}") from None
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        shown = redact(repr(settings))
-        raise ConfigError(f"configuration {path} must hold `key: value` lines, got {shown}")
-    return {key: _empty_group(key) if value is None else value for key, value in settings.items()}
-
-
-def _empty_group(key: object) -> dict[str, Any] | list[Any] | None:
-    """What a key stands for whose lines are all commented out; None where it is no group."""
-    field = StreamConfig.model_fields.get(str(key))
-    if field is None or _settings_inside(field.annotation) is None:
-        return None
-    return [] if key == "sources" else {}
-
-
-def _yaml_value(name: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"setting {name!r}: {redact(text)!r} is not a YAML value") from None
-
-
-def _put(tree: dict[str, Any], name: str, value: Any) -> None:
-    """Set a value by its dotted name; a number counts the entries of a list, from 0."""
-    *groups, last = name.split(".")
-    place: Any = tree
-    for group in groups:
-        if isinstance(place, list):
-            place = place[_entry(place, group, name)]
-        else:
-            place = place.setdefault(group, {})
-        if not isinstance(place, dict | list):
-            raise ConfigError(f"setting {name!r}: {group!r} is not a group of settings")
-    place[_entry(place, last, name) if isinstance(place, list) else last] = value
-
-
-def _entry(entries: list[Any], word: str, name: str) -> int:
-    if word.isdecimal() and int(word) < len(entries):
-        return int(word)
-    raise ConfigError(
-        f"setting {name!r}: there is no entry {word!r}; there are {len(entries)}, counted from 0"
-    )
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first complaint in our words; how many more there are."""
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden" and key in _RENAMED:
-        text = f"setting {key!r} is now {_RENAMED[key]!r}"
-    elif problem["type"] == "extra_forbidden":
-        text = f"unknown setting {key!r}{_nearest(problem['loc'])}"
-    else:
-        message = problem["msg"].removeprefix("Value error, ")
-        if not key:  # two groups do not go together; the message says which
-            return redact(message)
-        shown = "***" if key.endswith("token") else repr(problem["input"])
-        text = redact(f"setting {key!r}: {message}, got {shown}")
-    more = error.error_count() - 1
-    return text + (f" (and {more} more)" if more else "")
-
-
-def _nearest(location: tuple[int | str, ...]) -> str:
-    """`; did you mean ...` for an unknown key, or the list of known ones."""
-    known = list(_group(location[:-1]).model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.7)
-    if close:
-        return f"; did you mean {'.'.join(str(part) for part in (*location[:-1], close[0]))!r}?"
-    return f"; known here: {', '.join(known)}"
-
-
-def _group(location: tuple[int | str, ...]) -> type[_Settings]:
-    """The settings class at a place in the configuration."""
-    group: type[_Settings] = StreamConfig
-    for part in location:
-        if isinstance(part, str):
-            group = _settings_inside(group.model_fields[part].annotation) or group
-    return group
-
-
-def _settings_inside(annotation: Any) -> type[_Settings] | None:
-    if isinstance(annotation, type):
-        return annotation if issubclass(annotation, _Settings) else None
-    inside = (_settings_inside(argument) for argument in typing.get_args(annotation))
-    return next((group for group in inside if group is not None), None)

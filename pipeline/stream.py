@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pipeline.config import ConfigError, SourceConfig, StreamConfig
+from common.settings import ConfigError
+from pipeline.config import SourceConfig, StreamConfig
 from pipeline.gpu.placement import Placement, cuda_devices
 from pipeline.queues import StreamQueues, source_is_live
 from pipeline.runtime.load.contract import LoadWatch, check_contract

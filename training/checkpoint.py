@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from common.files import write_atomically
-from training.config import ConfigError, TrainConfig
+from common.settings import ConfigError
+from training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 

@@ -6,35 +6,31 @@ error that names it and the nearest known one. This file knows the parts' settin
 
 from __future__ import annotations
 
-import difflib
 import re
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from common.settings import (
+    Count,
+    Fraction,
+    NotNegative,
+    Positive,
+    Settings,
+    Side,
+    checked,
+    parse_override,
+    put,
+    read_yaml,
+)
 
-class ConfigError(ValueError):
-    """A setting that cannot be used: says which, what was got and what is expected."""
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Side = Annotated[int, Field(ge=32, multiple_of=32)]
 Color = tuple[float, float, float]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-class DatasetConfig(_Settings):
+class DatasetConfig(Settings):
     """One annotation file in COCO or CrowdPose format and its images."""
 
     annotations: Path
@@ -50,7 +46,7 @@ class DatasetConfig(_Settings):
     """Take optional `face_teacher` points at least this sure as labels; None: do not."""
 
 
-class DataConfig(_Settings):
+class DataConfig(Settings):
     """What is learnt from and what it is measured on."""
 
     train: Annotated[tuple[DatasetConfig, ...], Field(min_length=1)]
@@ -61,7 +57,7 @@ class DataConfig(_Settings):
     """Processes that read and augment, of each rank; 0: the training process itself does."""
 
 
-class AugmentConfig(_Settings):
+class AugmentConfig(Settings):
     """How an image becomes an example. The defaults are the published ones."""
 
     size: Side = 512
@@ -85,7 +81,7 @@ class AugmentConfig(_Settings):
     """Share of the examples that are centred on one person, 0.2 to 0.9 of the crop high."""
 
 
-class TargetConfig(_Settings):
+class TargetConfig(Settings):
     """Keypoints -> heatmaps and tag indices."""
 
     kind: Literal["gaussian", "truncated"] = "gaussian"
@@ -98,7 +94,7 @@ class TargetConfig(_Settings):
     max_people: Count = 30
 
 
-class LossConfig(_Settings):
+class LossConfig(Settings):
     """Weights of the losses."""
 
     heatmap: NotNegative = 1.0
@@ -109,7 +105,7 @@ class LossConfig(_Settings):
     """A pixel's squared error counts (1 + foreground * target) times; 0 as published."""
 
 
-class OptimiserConfig(_Settings):
+class OptimiserConfig(Settings):
     """Adam as published: no weight decay."""
 
     kind: Literal["adam", "adamw"] = "adam"
@@ -121,7 +117,7 @@ class OptimiserConfig(_Settings):
     """Of a step. channel: the size that a channel's weights had at the start. Where norms were
     folded into the weights, as in MoveNet, sizes differ by a million, and a step that one channel
     hardly feels spoils the next."""
-    rates: dict[str, NotNegative] = {}
+    rates: dict[str, NotNegative] = Field(default_factory=dict)
     """Factor on `rate` for the weights whose name begins so; the longest such name counts.
     0 freezes them. For example {backbone: 0.1, backbone.stem: 0}."""
     clip_norm: Positive | None = None
@@ -136,7 +132,7 @@ class OptimiserConfig(_Settings):
         return self
 
 
-class ScheduleConfig(_Settings):
+class ScheduleConfig(Settings):
     """The learning rate over time. The defaults are the papers'."""
 
     epochs: Count = 300
@@ -152,7 +148,7 @@ class ScheduleConfig(_Settings):
     """Steps in which the rate rises linearly from 0."""
 
 
-class EmaConfig(_Settings):
+class EmaConfig(Settings):
     """Averaged weights: validation, best.safetensors and last.safetensors use them."""
 
     decay: Decay = 0.0
@@ -160,7 +156,7 @@ class EmaConfig(_Settings):
     beginning it is at most (1 + step) / (10 + step), so that the start weights are forgotten."""
 
 
-class ValidationConfig(_Settings):
+class ValidationConfig(Settings):
     """AP on data.validation while the training runs."""
 
     every_epochs: Count = 1
@@ -170,7 +166,7 @@ class ValidationConfig(_Settings):
     """Average with the mirrored picture, as the papers' evaluation does; twice the time."""
 
 
-class RunConfig(_Settings):
+class RunConfig(Settings):
     """How the finished weights are run; stands in the header of the saved files.
 
     What is left out comes from `init` where that says it, else from the net's habits.
@@ -183,13 +179,13 @@ class RunConfig(_Settings):
     """See nets.aggregation.add_tag_ramp; holds in training too."""
     mean: Color | None = None
     std: Color | None = None
-    decode: dict[str, int | float] = {}
+    decode: dict[str, int | float] = Field(default_factory=dict)
     """Settings of the decode by name, for example {detection_threshold: 0.2}."""
     weights: Literal["float16", "float32"] = "float16"
     """Of the saved files; last.pt is float32 always."""
 
 
-class TeacherConfig(_Settings):
+class TeacherConfig(Settings):
     """A trained model whose heatmaps are learnt beside or in place of drawn ones."""
 
     weights: Path
@@ -201,12 +197,12 @@ class TeacherConfig(_Settings):
     """Average with what it says of the mirrored example, as a flip test does; twice the time."""
 
 
-class TrainConfig(_Settings):
+class TrainConfig(Settings):
     """A recipe: one whole training."""
 
     net: str
     """Name in nets.build_net."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     """The net's settings that differ, for example {width: 8}."""
     init: Path | None = None
     """Weights to start from: ours, official or mmpose. None: fresh ones."""
@@ -285,106 +281,12 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig
     Raises:
         ConfigError: one line that names the file or key, what was got and what is expected.
     """
-    tree = {} if path is None else _read_yaml(path)
+    tree = {} if path is None else read_yaml(path, TrainConfig, noun="recipe")
     for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--set takes key=value, got {override!r}; e.g. schedule.epochs=20")
-        _put(tree, name, _yaml_value(name, text))
+        put(tree, *parse_override(override, example="schedule.epochs=20"))
     return checked_recipe(tree)
 
 
 def checked_recipe(tree: dict[str, Any]) -> TrainConfig:
     """The recipe that a tree of plain values says; raises ConfigError."""
-    try:
-        return TrainConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"recipe {path} must hold `key: value` lines, got {settings!r}")
-    return settings
-
-
-def _yaml_value(name: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"setting {name!r}: {text!r} is not a YAML value") from None
-
-
-def _put(tree: dict[str, Any], name: str, value: Any) -> None:
-    """Set a value by its dotted name."""
-    *groups, last = name.split(".")
-    place: Any = tree
-    for group in groups:
-        place = _step(place, group, name)
-    if isinstance(place, list):
-        _step(place, last, name)
-        place[int(last)] = value
-    else:
-        place[last] = value
-
-
-def _step(place: Any, group: str, name: str) -> Any:
-    """The part of a tree that one word of a dotted name leads to."""
-    if isinstance(place, list):
-        if not group.isdecimal() or int(group) >= len(place):
-            raise ConfigError(
-                f"setting {name!r}: expected a number below {len(place)}, got {group!r}"
-            )
-        return place[int(group)]
-    inner = place.setdefault(group, {})
-    if not isinstance(inner, dict | list):
-        raise ConfigError(f"setting {name!r}: {group!r} is not a group of settings")
-    return inner
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first complaint in our words; how many more there are."""
-    problems = error.errors()
-    # A misspelt key also misses the right one; the misspelling says more.
-    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        text = f"unknown setting {key!r}{_nearest(problem['loc'])}"
-    elif problem["type"] == "missing":
-        text = f"setting {key!r} is missing"
-    else:
-        message = problem["msg"].removeprefix("Value error, ")
-        text = f"setting {key!r}: {message}, got {problem['input']!r}"
-    more = len(problems) - 1
-    return text + (f" (and {more} more)" if more else "")
-
-
-def _nearest(location: tuple[int | str, ...]) -> str:
-    """`; did you mean ...` for an unknown key, or the list of known ones."""
-    known = list(_group(location[:-1]).model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.7)
-    if close:
-        return f"; did you mean {'.'.join(str(part) for part in (*location[:-1], close[0]))!r}?"
-    return f"; known here: {', '.join(known)}"
-
-
-def _group(location: tuple[int | str, ...]) -> type[_Settings]:
-    """The settings class at a place in the recipe."""
-    group: type[_Settings] = TrainConfig
-    for part in location:
-        if isinstance(part, str):
-            group = _settings_inside(group.model_fields[part].annotation) or group
-    return group
-
-
-def _settings_inside(annotation: Any) -> type[_Settings] | None:
-    if isinstance(annotation, type):
-        return annotation if issubclass(annotation, _Settings) else None
-    inside = (_settings_inside(argument) for argument in typing.get_args(annotation))
-    return next((group for group in inside if group is not None), None)
+    return checked(TrainConfig, tree)

@@ -1,6 +1,5 @@
 """Adam over groups of weights: each group has its own learning rate. Knows names, not nets."""
 
-import difflib
 import logging
 from collections import defaultdict
 
@@ -8,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
-from training.config import ConfigError, OptimiserConfig
+from common.nearest import nearest
+from common.settings import ConfigError
+from training.config import OptimiserConfig
 
 logger = logging.getLogger(__name__)
 
@@ -132,9 +133,9 @@ def _check_prefixes(net: nn.Module, settings: OptimiserConfig) -> None:
         if any(_begins(name, prefix) for name in names):
             continue
         known = sorted({start for name in names for start in _prefixes(name)})
-        close = difflib.get_close_matches(prefix, known, n=1, cutoff=0.6)
+        close = nearest(prefix, known)
         children = ", ".join(name for name, _ in net.named_children())
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {children}"
+        hint = f"did you mean {close!r}?" if close else f"known: {children}"
         raise ConfigError(f"optimiser.rates: no weight's name begins with {prefix!r}; {hint}")
 
 

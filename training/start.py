@@ -7,10 +7,11 @@ from typing import Literal
 import torch
 from torch import nn
 
+from common.settings import ConfigError
 from nets import build_net
 from nets.checkpoints import FORMAT, Model, default_run_settings, load_checkpoint, load_model
 from nets.skeletons import Skeleton
-from training.config import ConfigError, TrainConfig
+from training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 

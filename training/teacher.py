@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.settings import ConfigError
 from nets.aggregation import flip_test
 from nets.checkpoints import Model, load_model
 from nets.engines.engine import Engine
 from nets.engines.load import load_engine
-from training.config import ConfigError, TeacherConfig
+from training.config import TeacherConfig
 from training.examples import Batch
 from training.targets import Plan
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common.settings import ConfigError
 from nets.checkpoints import Model, save_model
 from nets.engines.load import load_engine
 from nets.skeletons import SKELETONS
@@ -37,7 +38,7 @@ from training.checkpoint import (
     log_differences,
     save_state,
 )
-from training.config import ConfigError, TrainConfig
+from training.config import TrainConfig
 from training.data import ImageStore, find_images, load_labelled_set
 from training.ema import Ema
 from training.examples import Batch, Examples, Positions, batches

@@ -22,8 +22,9 @@ from av.codec import Codec
 from av.codec.hwaccel import HWAccel
 from av.error import FFmpegError
 
+from common.settings import ConfigError
 from kernels.arrays import why_no_gpu
-from pipeline.config import ConfigError, Decode
+from pipeline.config import Decode
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ import re
 import threading
 from collections.abc import Sequence
 
+from common.settings import ConfigError
 from kernels.arrays import why_no_gpu
-from pipeline.config import ConfigError, InferenceConfig
+from pipeline.config import InferenceConfig
 
 
 def devices_of(config: InferenceConfig) -> list[str]:

@@ -11,7 +11,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from pipeline.config import ConfigError, QueuesConfig
+from common.settings import ConfigError
+from pipeline.config import QueuesConfig
 from pipeline.runtime.processes import Part, endpoint
 from pipeline.runtime.queues.connection import check_bind
 

@@ -18,7 +18,8 @@ from typing import Literal, Self
 
 import yaml
 
-from pipeline.config import ConfigError, QueuesConfig, StreamConfig
+from common.settings import ConfigError
+from pipeline.config import QueuesConfig, StreamConfig
 
 Part = Literal["sources", "network", "sinks"]
 PARTS: tuple[Part, ...] = ("sources", "network", "sinks")

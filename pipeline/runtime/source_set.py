@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
-from pipeline.config import ConfigError, SourceConfig
+from common.settings import ConfigError
+from pipeline.config import SourceConfig
 from pipeline.gpu.nvdec import decoding_device
 from pipeline.gpu.placement import Placement
 from pipeline.messages import Frame

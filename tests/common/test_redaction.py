@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.redaction import RedactedFormatter, redact, stars_over_secrets
-from pipeline.config import ConfigError, load_config
+from common.settings import ConfigError
+from pipeline.config import load_config
 from tests.support.places import ROOT
 
 _visible = st.characters(exclude_categories=["Z", "C"])

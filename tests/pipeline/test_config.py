@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ConfigError, StreamConfig, load_config
+from common.settings import ConfigError
+from pipeline.config import StreamConfig, load_config
 from tests.support.places import ROOT
 
 CONFIGS = ROOT / "configs"

@@ -22,7 +22,8 @@ import av
 import pytest
 import zmq
 
-from pipeline.config import ConfigError, SourceConfig, StreamConfig, load_config
+from common.settings import ConfigError
+from pipeline.config import SourceConfig, StreamConfig, load_config
 from pipeline.runtime import source_set
 from pipeline.runtime.queues import handles
 from pipeline.sources.source import SourceError

@@ -10,7 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.config import ConfigError, StreamConfig, load_config
+from common.settings import ConfigError
+from pipeline.config import StreamConfig, load_config
 from pipeline.messages import Poses
 from pipeline.sinks import table
 from pipeline.sinks.overlay import drawn_picture

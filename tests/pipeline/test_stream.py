@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.config import ConfigError, StreamConfig, load_config
+from common.settings import ConfigError
+from pipeline.config import StreamConfig, load_config
 from pipeline.stream import Stream, run
 from tests.support.painted import grid_people, paint, painted_model
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import zmq
 
+from common.settings import ConfigError
 from nets.engines.load import load_engine
-from pipeline.config import ConfigError, SourceConfig, StreamConfig
+from pipeline.config import SourceConfig, StreamConfig
 from pipeline.messages import Poses
 from pipeline.runtime import source_set
 from pipeline.stream import Stream

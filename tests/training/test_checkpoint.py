@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.settings import ConfigError
 from tests.support.tiny import tiny_config
 from training.checkpoint import (
     LossLog,
@@ -16,7 +17,6 @@ from training.checkpoint import (
     log_differences,
     save_state,
 )
-from training.config import ConfigError
 
 
 @pytest.fixture(autouse=True)

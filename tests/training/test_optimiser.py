@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from common.settings import ConfigError
 from nets import build_net
 from tests.support.tiny import TINY_NET
-from training.config import ConfigError, OptimiserConfig
+from training.config import OptimiserConfig
 from training.optimiser import channel_sizes, make_optimiser, set_norms, set_rates
 
 

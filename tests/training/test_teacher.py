@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.settings import ConfigError
 from nets.aggregation import Maps
 from nets.checkpoints import save_model
 from nets.skeletons import CROWDPOSE
 from tests.support.painted_set import write_set
 from tests.support.random_model import random_model
 from tests.support.tiny import TINY_NET, tiny_config
-from training.config import ConfigError, TeacherConfig
+from training.config import TeacherConfig
 from training.examples import Batch
 from training.targets import Plan
 from training.teacher import Teacher, taught

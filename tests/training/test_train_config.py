@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from common.settings import ConfigError
 from tests.support.places import ROOT
-from training.config import ConfigError, checked_recipe, load_recipe
+from training.config import checked_recipe, load_recipe
 
 LEAST = {"net": "higher_hrnet_w32", "data": {"train": [{"annotations": "a.json"}]}}
 
@@ -76,8 +77,8 @@ def test_overrides_win_and_step_into_lists(tmp_path: Path) -> None:
     ("override", "said"),
     [
         ("batch", "key=value"),
-        ("data.train.1.images=b", "a number below 1, got '1'"),
-        ("data.train.images=b", "a number below 1, got 'images'"),
+        ("data.train.1.images=b", "there is no entry '1'; there are 1"),
+        ("data.train.images=b", "there is no entry 'images'"),
         ("net.width=8", "'net' is not a group"),
         ("batch=[", "not a YAML value"),
     ],

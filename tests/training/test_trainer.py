@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from common.settings import ConfigError
 from nets.checkpoints import load_model, save_model
 from nets.skeletons import CROWDPOSE
 from tests.support.painted_set import write_set
 from tests.support.random_model import random_model
 from tests.support.tiny import TINY_NET, tiny_config
-from training.config import ConfigError, OptimiserConfig, TrainConfig
+from training.config import OptimiserConfig, TrainConfig
 from training.trainer import DivergedError, Limits, train
 
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pipeline.config import ConfigError, ContractConfig
+from common.settings import ConfigError
+from pipeline.config import ContractConfig
 from pipeline.runtime.load.load_control import (
     Change,
     LoadControl,

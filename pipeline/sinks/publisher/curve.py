@@ -12,7 +12,6 @@ no sockets.
 
 from __future__ import annotations
 
-import argparse
 import re
 import struct
 import sys
@@ -24,6 +23,7 @@ import zmq
 from zmq.utils import z85
 
 from common.files import write_atomically
+from common.options import OptionParser
 
 SERVER_SECRET = "server.key_secret"
 SERVER_PUBLIC = "server.key"
@@ -147,7 +147,7 @@ def _write_pair(public_path: Path, secret_path: Path) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m pipeline.sinks.publisher.curve",
         description="Make keys for run_stream.py --curve-dir FOLDER.",
     )

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
+from common.settings import ConfigError
 from kernels.arrays import why_no_gpu
-from pipeline.config import ConfigError, Decode
+from pipeline.config import Decode
 from pipeline.gpu import nvdec as gpu_video
 from pipeline.gpu.nvdec import (
     copies_of,

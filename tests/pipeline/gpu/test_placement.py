@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from pipeline.config import ConfigError, InferenceConfig
+from common.settings import ConfigError
+from pipeline.config import InferenceConfig
 from pipeline.gpu import placement as placement_module
 from pipeline.gpu.placement import Placement, cuda_devices, devices_of
 from tests.support.waiting import PATIENCE_SECONDS

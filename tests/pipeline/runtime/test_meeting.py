@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from pipeline.config import ConfigError, QueuesConfig
+from common.settings import ConfigError
+from pipeline.config import QueuesConfig
 from pipeline.runtime.meeting import Awaited, check_addresses
 
 ELSEWHERE = QueuesConfig(frames="tcp://192.0.2.20:5600")

@@ -6,7 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.config import ConfigError, QueuesConfig, load_config
+from common.settings import ConfigError
+from pipeline.config import QueuesConfig, load_config
 from pipeline.runtime.processes import PARTS, Children, Part, endpoint, parts_with
 from tests.support.stream_process import running, wait_for_lines
 from tests.support.waiting import PATIENCE_SECONDS

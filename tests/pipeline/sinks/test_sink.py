@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import ConfigError, StreamConfig
+from common.settings import ConfigError
+from pipeline.config import StreamConfig
 from pipeline.messages import Poses
 from pipeline.stream import Stream
 from tests.support.painted import painted_model

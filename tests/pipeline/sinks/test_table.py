@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import ConfigError, load_config
+from common.settings import ConfigError
+from pipeline.config import load_config
 from pipeline.sinks.table import ROWS, asked_rows, check_outputs
 from run_stream import _parser, _settings
 from tests.support.places import ROOT

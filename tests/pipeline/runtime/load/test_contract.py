@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from pipeline.config import ConfigError, ContractConfig, StreamConfig
+from common.settings import ConfigError
+from pipeline.config import ContractConfig, StreamConfig
 from pipeline.runtime.load import contract
 from pipeline.runtime.load.contract import check_contract, steps_for
 from pipeline.runtime.load.load_control import Timing

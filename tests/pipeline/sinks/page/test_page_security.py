@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from common.addresses import Address
-from pipeline.config import ConfigError, load_config
+from common.settings import ConfigError
+from pipeline.config import load_config
 from pipeline.sinks.page.security import COOKIE, Guard
 
 TOKEN = "a-token-of-twenty-four-c"
