@@ -39,7 +39,7 @@ class SourceConfig(Settings):
     """Where frames come from."""
 
     input: Word
-    """File, folder of images, camera index, rtsp/http URL, `demo` or `testsrc`."""
+    """File, folder or "*.jpg" of images, camera index, URL, `-`, `demo` or `testsrc`."""
     name: Annotated[Word, Field(min_length=1, pattern=r"^[^/\x00]+$")] | None = None
     """Word for it in messages and file names; by default made from the input."""
     transport: Literal["tcp", "udp"] = "tcp"
@@ -60,16 +60,28 @@ class SourceConfig(Settings):
     decode: Decode = "auto"
     """Where video is decoded: on the CPU; on the GPU that runs the network, from where its pixels
     need not move; auto: on the GPU where that can be, else on the CPU."""
+    live: bool | None = None
+    """Whether the input has no end and frames may be dropped from it. By default an http URL is
+    asked what it is, a file is none, all else is."""
+    video_stream: Annotated[int, Field(ge=0)] | None = None
+    """Of an input with several videos, the one to read, from 0; by default FFmpeg's choice."""
+    deinterlace: Literal["auto", "off"] = "auto"
+    """auto: interlaced video becomes whole pictures (on the CPU), one frame late."""
     reconnect: bool = True
     """Cameras and URLs: connect again after a failure, for ever; False: the first is the end."""
     open_timeout_seconds: Annotated[float, Field(gt=0.0)] = 5.0
     """Cameras and URLs: how long to wait for an answer."""
     read_timeout_seconds: Annotated[float, Field(gt=0.0)] = 2.0
     """Cameras and URLs: silence after which the connection counts as lost, within twice that. More
-    than the time between two frames; with HLS, than a segment's length."""
+    than the time between two frames; for HLS it grows by itself."""
     options: dict[str, Word] = Field(default_factory=dict)
     """More of FFmpeg's input options: {video_size: 1280x720} for a webcam, {tls_verify: 1,
     ca_file: camera.pem} for RTSPS."""
+
+    @field_validator("deinterlace", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, deinterlace: object) -> object:
+        return "off" if deinterlace is False else deinterlace  # YAML reads a bare `off` as False
 
     @field_validator("roi")
     @classmethod

@@ -19,7 +19,8 @@ from itertools import count
 from pipeline.config import SourceConfig, StreamConfig
 from pipeline.runtime.processes import endpoint
 from pipeline.runtime.queues.queue import Queue
-from pipeline.sources.open import is_live
+from pipeline.sources.open import is_live, settings_of
+from pipeline.sources.web import is_web
 
 _stream_numbers = count()  # tell the inproc queues of one process apart
 
@@ -74,4 +75,11 @@ class StreamQueues:
 
 def source_is_live(source: SourceConfig) -> bool:
     """Whether frames of it may be dropped."""
-    return is_live(source.input, pace=source.pace)
+    return is_live(source.input, settings_of(source))
+
+
+def told_apart(source: SourceConfig) -> SourceConfig:
+    """The same source; one that only its web server can tell is asked, once, and says `live`."""
+    if source.live is not None or source.pace or not is_web(source.input):
+        return source
+    return source.model_copy(update={"live": source_is_live(source)})

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from common.settings import ConfigError
 from pipeline.config import SourceConfig, StreamConfig
 from pipeline.gpu.placement import Placement, cuda_devices
-from pipeline.queues import StreamQueues, source_is_live
+from pipeline.queues import StreamQueues, source_is_live, told_apart
 from pipeline.runtime.load.contract import LoadWatch, check_contract
 from pipeline.runtime.meeting import Awaited, check_addresses
 from pipeline.runtime.processes import PARTS, Children, Part, is_child, is_orphan
@@ -64,7 +64,7 @@ def run(config: StreamConfig, *, part: Part | None = None, quiet: bool = False) 
     start_logging(quiet=quiet)
     if not config.sources:
         raise ConfigError("no source given; try: run_stream.py demo --save demo.mp4")
-    children = Children(config, part)
+    children = Children(_told_apart(config), part)
     stream = Stream(children.config, parts=children.parts)
     with children:
         return stream.run(children, quiet=quiet)
@@ -101,7 +101,7 @@ class Stream:
         _check_capacity(config, capacity, parts)
         if engines and model is None:
             raise ConfigError("engines need the model that they were loaded from: pass model=")
-        self._config = config = _on_devices_of(engines, config)
+        self._config = config = _told_apart(_on_devices_of(engines, config))
         self._own_sinks, self._capacity, self._parts = own_sinks, capacity, parts
         self._rows = asked_rows(config)
         needs_pixels = [row.needs_pixels(config) for row in self._rows]
@@ -188,6 +188,7 @@ class Stream:
             raise ConfigError("sources come and go only in a stream that is one process")
         if self._capacity is not None and len(self.sources) >= self._capacity:
             raise ConfigError(f"the stream is full: capacity is {self._capacity} sources")
+        config = told_apart(config)
         if all(self._queues.live) and not source_is_live(config):
             raise ConfigError(
                 "frames may be dropped from live streams, so no file can be added to one; "
@@ -355,6 +356,12 @@ def _check_capacity(config: StreamConfig, capacity: int | None, parts: tuple[Par
             f"capacity must be at least 1 and at least the number of sources "
             f"({len(config.sources)}), got {capacity}"
         )
+
+
+def _told_apart(config: StreamConfig) -> StreamConfig:
+    """Once for all processes and queues: a server that is asked twice may answer twice."""
+    sources = tuple(told_apart(source) for source in config.sources)
+    return config.model_copy(update={"sources": sources})
 
 
 def _on_devices_of(engines: Sequence[Engine], config: StreamConfig) -> StreamConfig:

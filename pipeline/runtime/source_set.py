@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 
@@ -26,8 +26,8 @@ from pipeline.messages import Frame
 from pipeline.runtime.queues.queue import Queue
 from pipeline.runtime.stage import Stage
 from pipeline.runtime.stats import Stats
-from pipeline.sources.open import open_source
-from pipeline.sources.source import Source, SourceSettings
+from pipeline.sources.open import open_source, settings_of
+from pipeline.sources.source import Source
 
 _LINGER_SECONDS = 2.0
 _KEEP_DEPARTED_SECONDS = 600.0
@@ -117,9 +117,8 @@ class SourceSet:
             SourceError: there is nothing to read.
         """
         gpu = self._placement.emptiest()
-        settings = SourceSettings(
-            **config.model_dump(exclude={"input", "name", "decode"}),
-            device=decoding_device(config.decode, self._placement.device(gpu)),
+        settings = replace(
+            settings_of(config), device=decoding_device(config.decode, self._placement.device(gpu))
         )
         source = open_source(config.input, name=config.name, settings=settings)
         with self._lock:

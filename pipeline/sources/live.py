@@ -15,6 +15,7 @@ least), and the next begins, which has twice the time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import random
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, InvalidStateError, wait
+from typing import Literal
 
 import av
 import av.container
@@ -32,6 +34,7 @@ from common.redaction import redact
 from pipeline.gpu.nvdec import opening_on
 from pipeline.sources.source import NumberedSource, SourceError, SourceSettings, decoded_where
 from pipeline.sources.status import SourceState
+from pipeline.sources.timeline import Pacer
 from pipeline.sources.video_reader import (
     BACKEND_ERRORS,
     NETWORK_ONLY,
@@ -42,6 +45,7 @@ from pipeline.sources.video_reader import (
     naming_lost_hosts,
     reason_of,
 )
+from pipeline.sources.web import Answer, ask, is_web
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +56,7 @@ _QUICK_ANSWER_SECONDS = 1.5
 _PATIENCE_SECONDS = 30.0  # data without a picture: longer than the longest group of pictures
 
 # What a failure is counted under; the first that fits.
+_OTHER_TRANSPORT: dict[str, Literal["tcp", "udp"]] = {"tcp": "udp", "udp": "tcp"}
 _WORDS: tuple[tuple[type[Exception], str], ...] = (
     (av.error.HTTPUnauthorizedError, "unauthorized"),
     (av.error.HTTPForbiddenError, "forbidden"),
@@ -78,6 +83,11 @@ class LiveSource(NumberedSource):
         super().__init__(name, settings, live=True)
         self._url = url
         self._format_name = format_name  # FFmpeg's input device; None for the network
+        self._opened_url = url  # where the server names another, as for the best HLS variant
+        self._transport = settings.transport  # of RTSP
+        self._read_timeout_seconds = settings.read_timeout_seconds
+        self._has_duration = False  # by its container's word
+        self._pacer: Pacer | None = None  # of what comes in segments
         self._quick = True  # probe as little as possible
         self._delivered = False
         self._connected = False
@@ -103,12 +113,22 @@ class LiveSource(NumberedSource):
                 failure = error
             if self._stopped.is_set() or not self._tries_again(self._describe(failure)):
                 return
+            if _is_an_end(failure) and self._has_ended():
+                return
             self._stopped.wait(self._note_lost(failure))
 
     def _read(self, container: av.container.InputContainer) -> Generator[Picture, None, None]:
-        reader = VideoReader(container, threads="NONE", device=self._settings.device)
+        reader = VideoReader(
+            container, threads="NONE", device=self._settings.device,
+            video_stream=self._settings.video_stream,
+            deinterlace=self._settings.deinterlace == "auto",
+        )  # fmt: skip
+        self._has_duration = bool(container.duration)
         for picture in reader.pictures(self._stopped, patience_seconds=_PATIENCE_SECONDS):
             self._note_picture(picture, reader.fps)
+            if self._pacer is not None and picture.pts_seconds is not None:
+                wait_seconds = self._pacer.wait_seconds(picture.pts_seconds, now=time.monotonic())
+                self._stopped.wait(wait_seconds)
             yield picture
 
     # --- connecting ----------------------------------------------------------------------------
@@ -135,7 +155,8 @@ class LiveSource(NumberedSource):
 
     def _connect(self) -> av.container.InputContainer:
         """Open the stream; where a quick look finds no video, with FFmpeg's longer one."""
-        container = self._open()
+        self._ask_web()
+        container = self._open_any_transport()
         if not decodable(container) and self._quick:
             container.close()
             self._quick = False
@@ -146,14 +167,80 @@ class LiveSource(NumberedSource):
             raise OSError("the stream carries no video that can be decoded")
         return container
 
+    def _ask_web(self) -> None:
+        """What the URL gives now: a playlist's variant and its pace, or no video at all."""
+        if not is_web(self._url):
+            return
+        answer = self._asked()
+        if answer is None:
+            return
+        if answer.problem and not self._delivered:
+            raise SourceError(f"{redact(self._url)}: {answer.problem}")
+        self._opened_url = answer.url
+        segment_seconds = answer.segment_seconds
+        self._pacer = Pacer() if segment_seconds else None
+        # The next segment comes when it is full, and some time late.
+        longest = max(self._settings.read_timeout_seconds, 3 * segment_seconds)
+        self._read_timeout_seconds = longest
+
+    def _asked(self) -> Answer | None:
+        return ask(
+            self._url,
+            options=self._settings.options,
+            timeout_seconds=self._settings.open_timeout_seconds,
+            variant=self._settings.video_stream,
+        )
+
+    def _has_ended(self) -> bool:
+        """Whether a stream that ended in order will give no more: its server says so."""
+        if not is_web(self._url):
+            return False
+        answer = self._asked()
+        # A single picture has a length too; who reads one as live wants it again and again.
+        is_over = answer is not None and answer.is_live is False and answer.segment_seconds > 0
+        if is_over or (self._has_duration and self._pacer is None):
+            _logger.info("%s: it was read to its end", self.name)
+            return True
+        if answer is not None and answer.is_live is None:
+            self._say(
+                logging.WARNING,
+                "untold",
+                "it ended in order, and its server does not say whether it is a file; it is read "
+                "again (for a file set sources.N.live=false)",
+            )
+        return False
+
+    def _open_any_transport(self) -> av.container.InputContainer:
+        """RTSP: where the server does not offer this transport, by the other one."""
+        try:
+            return self._open()
+        except BACKEND_ERRORS as error:
+            if not self._is_rtsp or not _is_about_transport(error):
+                raise
+            other = _OTHER_TRANSPORT[self._transport]
+            self._say(
+                logging.WARNING,
+                "transport",
+                f"the server does not offer RTSP over {self._transport}; trying {other}",
+            )
+            self._transport = other
+            return self._open()
+
+    @property
+    def _is_rtsp(self) -> bool:
+        return self._url.lower().startswith("rtsp")
+
     def _open(self) -> av.container.InputContainer:
         options = self._options() | dict(self._settings.options)
-        timeouts = (self._settings.open_timeout_seconds, self._settings.read_timeout_seconds)
-        with naming_lost_hosts(self._url), opening_on(self._settings.device) as hwaccel:
+        timeouts = (self._settings.open_timeout_seconds, self._read_timeout_seconds)
+        allowed = {} if self._format_name == "v4l2" else NETWORK_ONLY
+        if self._format_name == "sdp":
+            allowed = {"protocol_whitelist": f"file,{NETWORK_ONLY['protocol_whitelist']}"}
+        with naming_lost_hosts(self._opened_url), opening_on(self._settings.device) as hwaccel:
             return av.open(
-                self._url,
+                self._opened_url,
                 format=self._format_name,
-                options=options | ({} if self._format_name else NETWORK_ONLY),
+                options=options | allowed,
                 timeout=timeouts,
                 metadata_errors="replace",  # a camera's name need not be UTF-8
                 hwaccel=hwaccel,
@@ -167,11 +254,11 @@ class LiveSource(NumberedSource):
         """
         if self._format_name is not None:
             return {}
-        if not self._url.lower().startswith("rtsp"):
+        if not self._is_rtsp:
             return {"analyzeduration": "1000000", "fpsprobesize": "0"} if self._quick else {}
         # The session description says what FFmpeg would otherwise read seconds of video for.
         quick = {"probesize": "32", "analyzeduration": "0"} if self._quick else {}
-        return {"rtsp_transport": self._settings.transport, **quick}
+        return {"rtsp_transport": self._transport, **quick}
 
     # --- failures ------------------------------------------------------------------------------
 
@@ -180,7 +267,7 @@ class LiveSource(NumberedSource):
         if failure is None:
             return "the stream ended"
         if _word(failure) == "silent" and self._connected:
-            return f"no data for {self._settings.read_timeout_seconds:g} seconds"
+            return f"no data for {self._read_timeout_seconds:g} seconds"
         if _word(failure) == "silent":
             return f"no answer (a try waits up to {self._settings.open_timeout_seconds:g} seconds)"
         if _word(failure) == "invalid":
@@ -189,7 +276,8 @@ class LiveSource(NumberedSource):
 
     def _tries_again(self, problem: str) -> bool:
         """Without reconnect a failure is the end; a local camera must have worked once."""
-        may_come_back = self._settings.reconnect and (self._delivered or not self._format_name)
+        is_local = self._format_name == "v4l2"
+        may_come_back = self._settings.reconnect and (self._delivered or not is_local)
         if may_come_back:
             return True
         if not self._delivered:
@@ -244,6 +332,18 @@ def refused_seconds(refusals: int) -> float:
     shortest, longest = _REFUSED_SECONDS
     seconds = min(shortest * 2.0 ** min(refusals, 10), longest)
     return min(max(seconds * random.uniform(1 - _JITTER, 1 + _JITTER), shortest), longest)
+
+
+def _is_an_end(failure: Exception | None) -> bool:
+    """Of a stream over HTTP without a length FFmpeg says that its end is an I/O error."""
+    return failure is None or getattr(failure, "errno", None) == errno.EIO
+
+
+def _is_about_transport(error: Exception) -> bool:
+    """461 Unsupported Transport, or FFmpeg's own word once it has tried all that it may."""
+    return getattr(error, "errno", None) == errno.EPROTONOSUPPORT or isinstance(
+        error, av.error.HTTPOtherClientError
+    )
 
 
 def _word(failure: Exception | None) -> str:

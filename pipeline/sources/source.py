@@ -54,13 +54,20 @@ class SourceSettings:
     """Clockwise degrees that turn the picture upright, in place of what the container says."""
     transport: Literal["tcp", "udp"] = "tcp"
     """RTSP transport. tcp loses nothing but lags on a bad network; udp loses packets."""
+    live: bool | None = None
+    """Whether the input runs on its own clock, has no end and may be dropped from. None: by what
+    it is, see open.is_live."""
+    video_stream: int | None = None
+    """Of an input with several videos, the one to read, from 0; None: FFmpeg's choice."""
+    deinterlace: Literal["auto", "off"] = "auto"
+    """auto: interlaced video becomes whole pictures (on the CPU), one frame late."""
     reconnect: bool = True
     """Live sources: connect again after a failure, for ever. False: the first one is the end."""
     open_timeout_seconds: float = 5.0
     """Live sources: how long to wait for an answer."""
     read_timeout_seconds: float = 2.0
     """Live sources: silence after which the connection counts as lost (FFmpeg may take twice
-    that). It must exceed the time between two frames; with HLS, the length of a segment."""
+    that). It must exceed the time between two frames; for HLS it grows by itself."""
     device: int | None = None
     """The CUDA device that decodes video, and keeps its pictures; None: the CPU."""
     options: Mapping[str, str] = field(default_factory=dict)
@@ -77,6 +84,8 @@ class SourceSettings:
             raise ValueError(f"rotation must be 0, 90, 180 or 270, got {self.rotation}")
         if self.transport not in ("tcp", "udp"):
             raise ValueError(f"transport must be tcp or udp, got {self.transport!r}")
+        if self.video_stream is not None and self.video_stream < 0:
+            raise ValueError(f"video_stream counts from 0, got {self.video_stream}")
         if self.open_timeout_seconds <= 0 or self.read_timeout_seconds <= 0:
             raise ValueError(
                 f"timeouts must be positive, got open {self.open_timeout_seconds} "
@@ -129,21 +138,22 @@ class NumberedSource:
         fps: float | None = None,
     ) -> None:
         self.name = name
-        self.live = live or settings.pace
+        on_own_clock = live or settings.live is True
+        self.live = settings.pace or (live if settings.live is None else settings.live)
         if settings.max_fps is not None and num_frames is not None and fps is not None:
             num_frames = math.ceil(num_frames * min(1.0, settings.max_fps / fps))
         limits = [None if settings.loop else num_frames, settings.max_frames]
         self.num_frames = min((n for n in limits if n is not None), default=None)
         self.fps = fps
         self._settings = settings
-        self._on_own_clock = live
+        self._on_own_clock = on_own_clock
         self._paced = settings.pace and not live
         self._repeats = settings.loop and not live
         self._stopped = threading.Event()
         self._health = SourceHealth(
             stall_seconds=settings.read_timeout_seconds / 2 if live else None
         )
-        self._time = RisingTime(live=live)
+        self._time = RisingTime(live=on_own_clock)
         self._has_times = live  # images have none
         self._told_of_clock = False
         self._arrived = 0.0  # time.monotonic() of the last picture

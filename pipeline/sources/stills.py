@@ -81,11 +81,25 @@ def open_still(path: Path, name: str, settings: SourceSettings) -> NumberedSourc
 
 def open_folder(folder: Path, name: str, settings: SourceSettings) -> ImageFiles:
     """The images that lie in a folder, f2 before f10. What else lies there is said in one line."""
-    entries = sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
+    return _images(
+        list(folder.iterdir()), name, settings, where=f"{folder}: no images in this folder"
+    )
+
+
+def open_pattern(pattern: Path, name: str | None, settings: SourceSettings) -> ImageFiles:
+    """The images whose names fit a pattern such as "shots/*.jpg", which no shell has expanded."""
+    fitting = list(pattern.parent.glob(pattern.name)) if pattern.parent.is_dir() else []
+    where = f"{pattern}: no image fits this pattern"
+    name = name or pattern.parent.resolve().name or "images"
+    return _images(fitting, name, settings, where=where)
+
+
+def _images(entries: list[Path], name: str, settings: SourceSettings, *, where: str) -> ImageFiles:
+    entries = sorted(entries, key=lambda path: natural_key(path.name))
     images = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
     if not images:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise SourceError(f"{folder}: no images in this folder; looked for {kinds}")
+        raise SourceError(f"{where}; looked for {kinds}")
     others = [path for path in entries if path not in set(images) and path.name[0] != "."]
     if others:
         _logger.warning("%s: %s", name, _skipped(others))

@@ -14,6 +14,7 @@ _SLACK_SECONDS = 2.0  # by which a live source's clock may run ahead of arrival
 _WINDOWS_SECONDS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)  # the last finds 1 s in an hour
 _FRAMES_OF_A_WINDOW = 3  # at least
 _TOLERANCE_SECONDS = 0.3  # of arrival that shakes, at a window's two ends
+_LONGEST_WAIT_SECONDS = 1.5  # for a picture; slower streams than that are not paced
 _EARLY = 0.1  # of an interval: a camera's times are rounded and shake
 
 
@@ -111,6 +112,26 @@ class _Window:
         # Of one sign and of one size: neither is more than half as large again as the other.
         low, high = sorted((before, self._excess_before), key=abs)
         return rate if low * high > 0 and abs(high) <= 1.5 * abs(low) else None
+
+
+class Pacer:
+    """Spreads what comes in bursts (HLS segments) over the time that it lasts.
+
+    A picture is due when its time by the source's clock has come; the first one at once. One that
+    is late is given at once and moves all that follow, so the delay grows only as far as the source
+    falls silent. A time that leaps is given at once too, so no wait exceeds a second.
+    """
+
+    def __init__(self) -> None:
+        self._due_at: float | None = None  # of time 0, by this machine's clock
+
+    def wait_seconds(self, seconds: float, *, now: float) -> float:
+        """How long to hold back the picture of that time."""
+        ahead = math.inf if self._due_at is None else self._due_at + seconds - now
+        if 0.0 <= ahead <= _LONGEST_WAIT_SECONDS:
+            return ahead
+        self._due_at = now - seconds
+        return 0.0
 
 
 class EvenRate:

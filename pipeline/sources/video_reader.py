@@ -15,7 +15,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ import av
 import av.container
 import av.error
 import numpy as np
+from av.stream import Discard, Disposition
 from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, VideoReformatter
 from av.video.stream import VideoStream
@@ -31,13 +32,14 @@ from common.addresses import why_unresolved
 from common.redaction import redact
 from pipeline.gpu.nvdec import GpuPlanes, is_on_gpu
 from pipeline.messages import ColorSpace, PixelFormat
+from pipeline.sources.deinterlace import Deinterlacer
 
 BACKEND_ERRORS = (av.error.FFmpegError, OSError)
 """Whatever PyAV raises for broken input or a broken connection."""
 
 NETWORK_ONLY = {
     "protocol_whitelist": "rtsp,rtsps,rtp,srtp,udp,tcp,tls,http,https,httpproxy,rtmp,rtmps,rtmpt,"
-    "rtmpts,hls,crypto"
+    "rtmpts,hls,crypto,srt,rist"
 }
 """FFmpeg option for sources of the network: a playlist they send cannot name a file of ours."""
 
@@ -74,6 +76,7 @@ class Picture(NamedTuple):
     tainted: bool = False
 
 
+_DEFAULT_PIXELS = 5_000_000  # what the default flag is worth to ffmpeg's choice
 _NO_TIMESTAMPS = 0x0080  # AVFMT_NOTIMESTAMPS
 
 
@@ -94,15 +97,51 @@ class NoPictureError(TimeoutError):
 
 
 def decodable(container: av.container.InputContainer) -> list[VideoStream]:
-    """The video streams that there is a decoder for."""
-    return [stream for stream in container.streams.video if stream.codec_context is not None]
+    """The video streams that there is a decoder for; a cover picture is none."""
+    return [
+        stream
+        for stream in container.streams.video
+        if stream.codec_context is not None and not stream.disposition & Disposition.attached_pic
+    ]
+
+
+def best_stream(container: av.container.InputContainer, wanted: int | None) -> VideoStream:
+    """The video to show, by the rule of FFmpeg's own tools: the largest picture, and the default
+    one of those that differ little. The others are not decoded, nor downloaded where they are
+    apart.
+
+    Args:
+        container: with a decodable video stream.
+        wanted: number of the video stream, from 0, covers not counted; None: the best.
+    Raises:
+        OSError: there is no stream of that number.
+    """
+    streams = decodable(container)
+    if wanted is not None and wanted >= len(streams):
+        raise OSError(f"there is no video stream {wanted}; there are {len(streams)}, from 0")
+    best = max(streams, key=_stream_score) if wanted is None else streams[wanted]
+    for stream in container.streams:
+        if stream is not best:
+            stream.discard = Discard.all
+    return best
+
+
+def _stream_score(stream: VideoStream) -> int:
+    area = (stream.codec_context.width or 0) * (stream.codec_context.height or 0)
+    return area + (_DEFAULT_PIXELS if stream.disposition & Disposition.default else 0)
 
 
 class VideoReader:
     """Decodes the video of one open container. Belongs to the thread that opened the container."""
 
     def __init__(
-        self, container: av.container.InputContainer, *, threads: str, device: int | None = None
+        self,
+        container: av.container.InputContainer,
+        *,
+        threads: str,
+        device: int | None = None,
+        video_stream: int | None = None,
+        deinterlace: bool = True,
     ) -> None:
         """
         Args:
@@ -110,9 +149,12 @@ class VideoReader:
             threads: FFmpeg's thread type. AUTO for files; NONE for live sources, for the others
                 hold pictures back (frame threads) or never flag damaged ones (slice threads).
             device: the CUDA device that the container was opened on (gpu_video.opening_on).
+            video_stream: see best_stream.
+            deinterlace: interlaced pictures become whole ones; it costs one frame of delay.
         """
         self._container = container
-        self._stream = decodable(container)[0]
+        self._stream = best_stream(container, video_stream)
+        self._deinterlacer = Deinterlacer() if deinterlace else None
         # Every frame thread takes one more of NVDEC's surfaces, of which there are 32 at most.
         self._stream.thread_type = "NONE" if self._stream.codec_context.is_hwaccel else threads
         self._is_timed = has_times(container.format)
@@ -126,6 +168,10 @@ class VideoReader:
         self._tainted = False  # from damage until the next key frame
         self._size = (0, 0)
         self._decoded_at = 0.0  # time.monotonic() of the last picture
+        self.format_name = container.format.name
+        """FFmpeg's word for the container."""
+        self.end_position = 0
+        """Bytes of the file up to the end of the last packet, where the format says."""
         self.num_damaged = 0
         """Packets that could not be decoded."""
 
@@ -170,11 +216,21 @@ class VideoReader:
             try:
                 packet = next(packets, None)
             except BACKEND_ERRORS:
-                yield from map(self._picture, self._stream.codec_context.decode(None))
+                left = self._stream.codec_context.decode(None)
+                yield from map(self._picture, self._whole([*left, None]))
                 raise
             if packet is None:
+                yield from map(self._picture, self._whole([None]))
                 return
-            yield from map(self._picture, self._decode(packet))
+            yield from map(self._picture, self._whole(self._decode(packet)))
+
+    def _whole(self, frames: Sequence[av.VideoFrame | None]) -> Iterator[av.VideoFrame]:
+        """The frames without interlacing; None is the end."""
+        for frame in frames:
+            if self._deinterlacer is not None and (frame is None or not is_on_gpu(frame)):
+                yield from self._deinterlacer(frame)
+            elif frame is not None:
+                yield frame
 
     @property
     def _promised_seconds(self) -> float:
@@ -190,6 +246,7 @@ class VideoReader:
     def _decode(self, packet: av.Packet[av.VideoStream]) -> list[av.VideoFrame]:
         if packet.dts is not None:  # the last one has none: it flushes the decoder
             self._num_packets += 1
+            self.end_position = (packet.pos or 0) + packet.size
             self._first_dts = packet.dts if self._first_dts is None else self._first_dts
             # Matroska's tag is the end on its own clock, which need not start at 0.
             start = self._first_dts if self._stream.duration else min(0, self._first_dts)

@@ -10,7 +10,9 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.stream import Disposition
 
+from pipeline.messages import Frame
 from pipeline.sources.open import open_source
 from pipeline.sources.source import SourceError
 from tests.support.clips import (
@@ -274,3 +276,124 @@ def test_pixels_that_are_not_square_are_said(tmp_path: Path, suffix: str, aspect
     (turned, _) = read(path, rotation=90)
     assert turned.size == SIZE[::-1]
     assert turned.pixel_aspect == pytest.approx(1 / float(aspect))
+
+
+# --- which video ---------------------------------------------------------------------------------
+
+
+def _write_streams(path: Path, streams: list[tuple[int, int, int]]) -> Path:
+    """Videos of one file: (disposition, width, height) of each; each is as grey as its number."""
+    with av.open(str(path), "w") as container:
+        videos = []
+        for disposition, width, height in streams:
+            codec = "mjpeg" if disposition == Disposition.attached_pic else "libx264"
+            video = container.add_stream(codec, rate=10)
+            video.width, video.height, video.disposition = width, height, disposition
+            video.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            videos.append(video)
+        for number, (video, (disposition, width, height)) in enumerate(
+            zip(videos, streams, strict=True)
+        ):
+            picture = av.VideoFrame.from_ndarray(grey(number, (height, width)), format="bgr24")
+            for _ in range(1 if disposition == Disposition.attached_pic else 8):
+                picture.pts = None
+                container.mux(video.encode(picture))
+            container.mux(video.encode(None))
+    return path
+
+
+_COVER = int(Disposition.attached_pic)
+_DEFAULT = int(Disposition.default)
+
+
+@pytest.mark.parametrize(
+    ("streams", "chosen"),
+    [
+        ([(_COVER, 200, 200), (_DEFAULT, 128, 96)], 1),  # a cover is no video, whatever its size
+        ([(0, 64, 48), (0, 128, 96)], 1),
+        ([(0, 128, 96), (_DEFAULT, 64, 48)], 1),
+        ([(_DEFAULT, 128, 96), (_DEFAULT, 64, 48)], 0),
+    ],
+)
+def test_the_video_is_chosen_as_ffmpeg_chooses(
+    tmp_path: Path, streams: list[tuple[int, int, int]], chosen: int
+) -> None:
+    plain = all(disposition == 0 for disposition, _, _ in streams)  # mp4 would flag the first
+    path = _write_streams(tmp_path / f"several.{'ts' if plain else 'mp4'}", streams)
+    frames = read(path)
+    assert [number_of(frame) for frame in frames] == [chosen] * 8
+
+
+def test_a_video_may_be_asked_for_by_number(tmp_path: Path) -> None:
+    path = _write_streams(tmp_path / "two.mp4", [(_DEFAULT, 128, 96), (0, 64, 48)])
+    assert {frame.size for frame in read(path, video_stream=1)} == {(48, 64)}
+    with pytest.raises(SourceError, match="no video stream 2; there are 2, from 0"):
+        open_with(path, video_stream=2)
+
+
+def test_a_song_with_a_cover_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        cover, sound = (
+            container.add_stream("mjpeg", rate=10),
+            container.add_stream("aac", rate=8000),
+        )
+        cover.width, cover.height, cover.disposition = 200, 200, Disposition.attached_pic
+        cover.pix_fmt = "yuvj420p"
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.sample_rate = 8000
+        picture = av.VideoFrame.from_ndarray(grey(0, (200, 200)), format="bgr24")
+        for stream, frame in ((cover, picture), (sound, silence)):
+            container.mux([*stream.encode(frame), *stream.encode(None)])
+    with pytest.raises(SourceError, match="holds no video but a cover picture"):
+        open_with(path)
+
+
+def test_a_saved_multipart_mjpeg_is_whole(tmp_path: Path) -> None:
+    jpegs = [cv2.imencode(".jpg", grey(i))[1].tobytes() for i in range(6)]
+    head = b"--next\r\nContent-type: image/jpeg\r\nContent-length: %d\r\n\r\n"
+    parts = [head % len(jpeg) + jpeg + b"\r\n" for jpeg in jpegs]
+    whole = written(tmp_path / "saved.mjpg", b"".join(parts) + b"--next--\r\n")
+    frames = read(whole)
+    assert [number_of(frame) for frame in frames] == list(range(6))
+    assert [frame.pts_seconds for frame in frames] == pytest.approx(np.arange(6) / 25)
+    cut = b"".join(parts)[: -len(jpegs[5]) // 2]
+    assert 5 <= len(read_cut_off(written(tmp_path / "cut.mjpg", cut))) <= 6
+
+
+# --- interlaced ----------------------------------------------------------------------------------
+
+
+def _write_interlaced(path: Path, *, flagged: bool = True) -> Path:
+    """A bar that moves: what the odd lines show is 8 pixels further on."""
+    flags = {"flags": "+ilme+ildct", "x264-params": "tff=1"} if flagged else {}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={**flags, "crf": "5"})
+        stream.width, stream.height, stream.pix_fmt = 192, 128, "yuv420p"
+        for i in range(12):
+            picture = np.full((128, 192, 3), 40, np.uint8)
+            picture[0::2, 8 * i : 8 * i + 40] = 220
+            picture[1::2, 8 * i + 8 : 8 * i + 48] = 220
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def _combing(frame: Frame) -> float:
+    luma = frame.to_host()[..., 1].astype(float)
+    return float(np.abs(2 * luma[1:-1] - luma[:-2] - luma[2:]).mean())
+
+
+def test_interlaced_video_becomes_whole_pictures(tmp_path: Path) -> None:
+    path = _write_interlaced(tmp_path / "dv.ts")
+    combed, whole = read(path, deinterlace="off"), read(path)
+    assert len(whole) == len(combed) == 12
+    assert [frame.pts_seconds for frame in whole] == [frame.pts_seconds for frame in combed]
+    for before, after in zip(combed[1:-1], whole[1:-1], strict=True):
+        assert _combing(after) < 0.2 * _combing(before)
+
+
+def test_whole_pictures_are_left_as_they_are(tmp_path: Path) -> None:
+    path = _write_interlaced(tmp_path / "whole.ts", flagged=False)
+    for one, other in zip(read(path, deinterlace="off"), read(path), strict=True):
+        np.testing.assert_array_equal(one.to_host(), other.to_host())

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sources.timeline import EvenRate, RisingTime
+from pipeline.sources.timeline import EvenRate, Pacer, RisingTime
 
 _any_pts = st.none() | st.floats(-1e6, 1e6)
 
@@ -126,6 +126,20 @@ def test_a_file_ticks_as_it_likes() -> None:
     time = RisingTime(live=False)
     pts = 5.0 * np.arange(100)
     assert [time.next(own, elapsed=0.04) for own in pts] == list(pts)
+
+
+def test_a_pacer_spreads_bursts_and_follows_what_is_late() -> None:
+    pacer, now, given_at = Pacer(), 100.0, []
+    for seconds, arrives in [(i / 10, 100.0 + 4 * (i // 40)) for i in range(80)]:
+        now = max(now, arrives)
+        now += pacer.wait_seconds(7.0 + seconds, now=now)
+        given_at.append(now)
+    np.testing.assert_allclose(np.diff(given_at), 0.1)
+    late = now + 3.0  # nothing came for three seconds
+    assert pacer.wait_seconds(7.0 + 8.0, now=late) == 0.0
+    assert pacer.wait_seconds(7.0 + 8.1, now=late) == pytest.approx(0.1)
+    assert pacer.wait_seconds(500.0, now=late + 0.1) == 0.0  # a leap
+    assert pacer.wait_seconds(500.1, now=late + 0.1) == pytest.approx(0.1)
 
 
 @given(
