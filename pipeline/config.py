@@ -195,7 +195,8 @@ class VideoConfig(Settings):
     """Videos of every source: with skeletons drawn over the picture, as it came, or both."""
 
     path: Path | None = None
-    """.mp4 or .mkv; with several sources the source's name is put before the suffix."""
+    """.mp4 or .mkv; with several sources the source's name is put before the suffix. A .jpg, .png
+    or .webp is a picture; without a suffix it is a folder of pictures."""
     clean: Path | None = None
     """The same frames without anything drawn, as another video."""
     segment_s: Annotated[float, Field(ge=1.0)] | None = None

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from nets.skeletons import SKELETONS, Skeleton
-from pipeline.messages import Poses
+from pipeline.messages import Frame, Poses
 from pipeline.sinks.schema import person_boxes
 
 Color = tuple[int, int, int]
@@ -259,6 +259,14 @@ def picture(poses: Poses, *, on_black: bool = False) -> np.ndarray:
     if on_black:
         return np.zeros((*poses.frame.size, 3), dtype=np.uint8)
     return poses.frame.to_host()
+
+
+def with_square_pixels(image_bgr: np.ndarray, frame: Frame) -> np.ndarray:
+    """The picture of a frame as it must look on a screen, whose pixels are square."""
+    height, width = frame.shown_size
+    if image_bgr.shape[:2] == (height, width):
+        return image_bgr
+    return np.asarray(cv2.resize(image_bgr, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
 def drawn_picture(

@@ -172,8 +172,11 @@ def _clean(path: Path, context: SinkContext) -> Sink:
 
 
 def _video(path: Path, draw: Draw, context: SinkContext) -> Sink:
+    from pipeline.sinks.pictures import PictureSink, is_for_pictures
     from pipeline.sinks.video.sink import VideoSink
 
+    if is_for_pictures(path):
+        return PictureSink(path, draw, per_source=context.per_source)
     video = context.config.video
     return VideoSink(
         path, draw, per_source=context.per_source, segment_s=video.segment_s,
@@ -261,7 +264,8 @@ ROWS: tuple[Row, ...] = (
     Row(
         "overlay",
         (
-            Option("--save", "video.path", "VIDEO", "skeletons over the picture, .mp4 or .mkv"),
+            Option("--save", "video.path", "VIDEO",
+                   "skeletons over the picture: .mp4, .mkv, .jpg or a folder"),
             Option("--segment-s", "video.segment_s", "S", "begin new video files every S seconds",
                    float),
         ),
@@ -271,7 +275,7 @@ ROWS: tuple[Row, ...] = (
         "clean",
         (
             Option("--save-clean", "video.clean", "VIDEO",
-                   "the pictures as they came, .mp4 or .mkv"),
+                   "the pictures as they came, likewise"),
         ),
         _clean, _videos, "always",
     ),

@@ -18,8 +18,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from pipeline.messages import Frame, Poses
-from pipeline.sinks.overlay import Draw, drawn_picture
+from pipeline.messages import Poses
+from pipeline.sinks.overlay import Draw, drawn_picture, with_square_pixels
 
 _ESCAPE = 27
 _WAIT_SECONDS = 0.02  # between looks at the keyboard
@@ -116,14 +116,6 @@ class Window:
         if cv2.waitKey(1) & 0xFF in (ord("q"), _ESCAPE):
             return True
         return any(cv2.getWindowProperty(name, cv2.WND_PROP_VISIBLE) < 1 for name in self._shown)
-
-
-def with_square_pixels(image_bgr: np.ndarray, frame: Frame) -> np.ndarray:
-    """The picture of a frame as it must look on a screen, whose pixels are square."""
-    height, width = frame.shown_size
-    if image_bgr.shape[:2] == (height, width):
-        return image_bgr
-    return np.asarray(cv2.resize(image_bgr, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
 def check_display() -> None:

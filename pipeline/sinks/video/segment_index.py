@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -52,7 +53,12 @@ class SegmentIndex:
     """
 
     def __init__(
-        self, path: Path, *, keep_gb: float | None = None, keep_hours: float | None = None
+        self,
+        path: Path,
+        *,
+        keep_gb: float | None = None,
+        keep_hours: float | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Read the index of an earlier run, if there is one.
 
@@ -60,8 +66,14 @@ class SegmentIndex:
             path: of the index.
             keep_gb: remove the oldest segments when all together take more (1 GB is 1e9 bytes).
             keep_hours: remove segments whose last picture (of a killed stream: the first) is
-                older.
+                older. Age is counted by a clock that nobody sets: where the wall clock jumps ahead,
+                nothing becomes old.
+            now: that clock, in seconds; tests give their own.
         """
+        self._now = now
+        self._began_at: float | None = None  # by that clock, and the wall clock of that moment
+        self._began_unix_s = 0.0
+        self._ended_at: dict[str, float] = {}  # by that clock; of segments of this run
         self._path = path
         self._keep_bytes = math.inf if keep_gb is None else 1e9 * keep_gb
         self._keep_seconds = math.inf if keep_hours is None else 3600 * keep_hours
@@ -71,7 +83,9 @@ class SegmentIndex:
 
     def begin(self, path: Path, *, stream: str, start_unix_s: float) -> None:
         """A segment begins; the oldest that are too much or too old make room."""
-        self._remove_old(start_unix_s)
+        if self._began_at is None:
+            self._began_at, self._began_unix_s = self._now(), start_unix_s
+        self._remove_old()
         self._segments[path.name] = Segment(path.name, stream, start_unix_s)
         self._being_written.add(path.name)
         self._save(path.name)
@@ -84,15 +98,24 @@ class SegmentIndex:
             self._is_behind = True
             self._save_all()
             return
+        segment = self._segments[path.name]
+        self._ended_at[path.name] = self._now()
         self._segments[path.name] = replace(
-            self._segments[path.name],
-            end_unix_s=end_unix_s,
+            segment,
+            end_unix_s=max(end_unix_s, segment.start_unix_s),  # the wall clock may be set back
             pictures=num_pictures,
             bytes=_num_bytes(path),
         )
         self._save(path.name)
 
-    def _remove_old(self, now_unix_s: float) -> None:
+    def _seconds_old(self, segment: Segment) -> float:
+        if segment.file in self._ended_at:
+            return self._now() - self._ended_at[segment.file]
+        assert self._began_at is not None
+        now_unix_s = self._began_unix_s + self._now() - self._began_at
+        return now_unix_s - (segment.end_unix_s or segment.start_unix_s)
+
+    def _remove_old(self) -> None:
         sizes = {
             name: segment.bytes or _num_bytes(self._path.with_name(name))
             for name, segment in self._segments.items()
@@ -101,8 +124,7 @@ class SegmentIndex:
         for name, segment in list(self._segments.items()):
             if name in self._being_written:
                 continue
-            end_unix_s = segment.end_unix_s or segment.start_unix_s
-            if total <= self._keep_bytes and end_unix_s >= now_unix_s - self._keep_seconds:
+            if total <= self._keep_bytes and self._seconds_old(segment) <= self._keep_seconds:
                 continue
             try:
                 self._path.with_name(name).unlink(missing_ok=True)

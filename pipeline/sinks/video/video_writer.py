@@ -63,7 +63,8 @@ class VideoWriter:
         """Handed over so far."""
         self._encoder: _Encoder | None = None
         self._clock = _FileClock()
-        self._size = (0, 0)  # (height, width) of the pictures that come
+        self._size = (0, 0)  # (height, width) of the first picture
+        self._says_sizes = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -87,9 +88,13 @@ class VideoWriter:
         size = image_bgr.shape[0], image_bgr.shape[1]
         if self._encoder is None:
             self._encoder = _Encoder(self.path, even_size(image_bgr), frame.pixel_aspect)
-        elif size != self._size:
-            logger.info("%s: pictures are now %dx%d, fitted in", self.path, size[1], size[0])
-        self._size = size
+            self._size = size
+        elif size != self._size and not self._says_sizes:
+            self._says_sizes = True
+            logger.info(
+                "%s: a picture is %dx%d; this and all of other sizes are fitted into %dx%d",
+                self.path, size[1], size[0], self._size[1], self._size[0],
+            )  # fmt: skip
         ticks = self._clock.ticks(frame)
         fitted = _fitted(image_bgr, self._encoder.size)
         self._encoder.write(fitted, ticks, duration=self._clock.frame_ticks)

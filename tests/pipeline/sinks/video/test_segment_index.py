@@ -79,15 +79,40 @@ def test_the_oldest_go_when_all_take_too_much(tmp_path: Path) -> None:
 
 
 def test_what_is_older_goes_but_never_a_file_that_is_being_written(tmp_path: Path) -> None:
-    index = SegmentIndex(tmp_path / "i.jsonl", keep_hours=1)
+    clock = [0.0]
+    index = SegmentIndex(tmp_path / "i.jsonl", keep_hours=1, now=lambda: clock[0])
     index.begin(tmp_path / "long.mp4", stream="cam2", start_unix_s=0)
     (tmp_path / "long.mp4").touch()
     for start in (0, 600, 3000, 5000, 7000):
+        clock[0] = float(start)
         add(index, tmp_path, f"{start}.mp4", start=start, end=start + 60)
     assert names(tmp_path) == ["5000.mp4", "7000.mp4", "long.mp4"]
     index.end(tmp_path / "long.mp4", num_pictures=1, end_unix_s=7000)
     add(index, tmp_path, "7100.mp4", start=7100, end=7160)
     assert "long.mp4" in names(tmp_path)
+
+
+def test_a_wall_clock_that_is_set_ages_nothing(tmp_path: Path) -> None:
+    clock = [0.0]
+    path = tmp_path / "i.jsonl"
+    add(SegmentIndex(path), tmp_path, "earlier.mp4", start=1_000, end=1_060)
+    index = SegmentIndex(path, keep_hours=1, now=lambda: clock[0])
+    wall = [2_000.0, 2_060.0, 9e8, 9e8 + 60, 500.0, 560.0]  # set ahead, then back
+    for number, start in enumerate(wall):
+        clock[0] = 60.0 * number
+        add(index, tmp_path, f"{number}.mp4", start=start, end=start + 60)
+    assert len(names(tmp_path)) == 7
+    clock[0] = 3_700.0
+    add(index, tmp_path, "last.mp4", start=4_000, end=4_060)
+    assert names(tmp_path) == ["2.mp4", "3.mp4", "4.mp4", "5.mp4", "last.mp4"]
+
+
+def test_no_segment_ends_before_it_begins(tmp_path: Path) -> None:
+    """The wall clock was set back while it was written."""
+    index = SegmentIndex(tmp_path / "i.jsonl")
+    add(index, tmp_path, "a.mp4", start=5_000, end=1_400)
+    segment = read_index(tmp_path / "i.jsonl")["a.mp4"]
+    assert (segment.start_unix_s, segment.end_unix_s) == (5_000, 5_000)
 
 
 def test_a_segment_without_pictures_is_not_listed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import resource
 import struct
 from collections.abc import Iterator
@@ -163,6 +164,15 @@ def test_a_picture_of_another_size_is_fitted_in_undistorted(tmp_path: Path) -> N
     assert len(rows) == 120
     assert len(columns) == pytest.approx(60, abs=3)
     assert columns.mean() == pytest.approx(119.5, abs=2)
+
+
+def test_sizes_that_change_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    sizes = [(64, 96), (48, 48), (64, 96), (80, 40), (48, 48)]
+    write(tmp_path / "folder.mp4", [grey(*size) for size in sizes])
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "a picture is 48x48" in line
+    assert "fitted into 96x64" in line
 
 
 def test_slow_cameras_too_get_a_keyframe_every_second(tmp_path: Path) -> None:
