@@ -284,6 +284,18 @@ def test_where_a_quick_look_finds_no_video_a_longer_one_is_taken(
         list(deaf.frames())
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("wanted", "offered"), [("tcp", "udp"), ("udp", "tcp")])
+def test_rtsp_that_does_not_offer_a_transport_is_asked_for_the_other(
+    wanted: str, offered: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scripted_rtsp(offered=offered) as (url, asked):
+        source = open_with(url, transport=wanted, read_timeout_seconds=0.2)
+        with reading(source):
+            wait_until(lambda: "PLAY" in asked)
+    assert caplog.text.count(f"does not offer RTSP over {wanted}; trying {offered}") == 1
+
+
 # --- what a camera may answer --------------------------------------------------------------------
 
 
