@@ -88,7 +88,7 @@ def _write_whole(path: Path, picture: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
     try:
-        unfinished.write_bytes(coded)
+        unfinished.write_bytes(bytes(coded))
         unfinished.replace(path)
     except OSError:
         unfinished.unlink(missing_ok=True)

@@ -66,7 +66,7 @@ class VideoFile(NumberedSource):
         timeouts = (settings.open_timeout_seconds, settings.read_timeout_seconds)
         try:
             with naming_lost_hosts(self._url), opening_on(device) as hwaccel:
-                container = av.open(
+                container: av.container.InputContainer = av.open(
                     self._input(),
                     options=dict(settings.options) | (NETWORK_ONLY if self._remote else {}),
                     timeout=timeouts if self._remote else None,

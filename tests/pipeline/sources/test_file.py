@@ -288,7 +288,8 @@ def _write_streams(path: Path, streams: list[tuple[int, int, int]]) -> Path:
         for disposition, width, height in streams:
             codec = "mjpeg" if disposition == Disposition.attached_pic else "libx264"
             video = container.add_stream(codec, rate=10)
-            video.width, video.height, video.disposition = width, height, disposition
+            assert isinstance(video, av.VideoStream)
+            video.width, video.height, video.disposition = width, height, Disposition(disposition)
             video.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
             videos.append(video)
         for number, (video, (disposition, width, height)) in enumerate(
@@ -334,17 +335,15 @@ def test_a_video_may_be_asked_for_by_number(tmp_path: Path) -> None:
 def test_a_song_with_a_cover_is_no_video(tmp_path: Path) -> None:
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as container:
-        cover, sound = (
-            container.add_stream("mjpeg", rate=10),
-            container.add_stream("aac", rate=8000),
-        )
+        cover = container.add_stream("mjpeg", rate=10)
+        sound = container.add_stream("aac", rate=8000)
         cover.width, cover.height, cover.disposition = 200, 200, Disposition.attached_pic
         cover.pix_fmt = "yuvj420p"
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
         silence.sample_rate = 8000
         picture = av.VideoFrame.from_ndarray(grey(0, (200, 200)), format="bgr24")
-        for stream, frame in ((cover, picture), (sound, silence)):
-            container.mux([*stream.encode(frame), *stream.encode(None)])
+        container.mux([*cover.encode(picture), *cover.encode(None)])
+        container.mux([*sound.encode(silence), *sound.encode(None)])
     with pytest.raises(SourceError, match="holds no video but a cover picture"):
         open_with(path)
 
