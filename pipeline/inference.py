@@ -14,7 +14,7 @@ from pipeline.messages import NetInput, NetOutput
 if TYPE_CHECKING:
     from pipeline.gpu.stream_slots import StreamSlot
 
-Engine = Callable[[torch.Tensor], Maps]
+RunNetwork = Callable[[torch.Tensor], Maps]
 _Outputs = tuple[tuple[Any, ...], Any]  # levels and tags, as in NetOutput
 
 
@@ -26,7 +26,7 @@ class Inference:
         flip_order: the keypoint that takes each place when mirrored; asks for the flip test.
     """
 
-    def __init__(self, engine: Engine, *, flip_order: tuple[int, ...] | None = None) -> None:
+    def __init__(self, engine: RunNetwork, *, flip_order: tuple[int, ...] | None = None) -> None:
         self._engine = engine
         self._flip_order = flip_order
 

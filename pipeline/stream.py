@@ -23,7 +23,7 @@ from pipeline.queues import StreamQueues, source_is_live, told_apart
 from pipeline.runtime.load.contract import LoadWatch, check_contract
 from pipeline.runtime.meeting import Awaited, check_addresses
 from pipeline.runtime.processes import PARTS, Children, Part, is_child, is_orphan
-from pipeline.runtime.progress import Progress, start_logging
+from pipeline.runtime.progress import ProgressLine, start_logging
 from pipeline.runtime.source_set import SourceSet
 from pipeline.runtime.stage import Stage, StageError
 from pipeline.runtime.stats import Stats
@@ -221,7 +221,7 @@ class Stream:
 
         In the main thread Ctrl-C and SIGTERM are a stop().
         """
-        with self._request as request, Progress(self.stats, list(self.sources), quiet=quiet):
+        with self._request as request, ProgressLine(self.stats, list(self.sources), quiet=quiet):
             self.sources.start()
             for stage in self._stages:
                 stage.start()

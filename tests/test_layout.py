@@ -136,3 +136,14 @@ def test_packages_are_those_of_this_clone(package: str) -> None:
     module = importlib.import_module(package)
     assert module.__file__ is not None
     assert Path(module.__file__).is_relative_to(ROOT)
+
+
+def test_a_name_has_one_meaning() -> None:
+    """No class of pipeline/ or common/ bears the name of another: a reader meets it once."""
+    places: dict[str, list[str]] = {}
+    for name, path in MODULES.items():
+        if name.split(".")[0] in ("common", "pipeline"):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places.setdefault(node.name, []).append(name)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -32,7 +32,7 @@ def start_logging(*, quiet: bool) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
-class Progress:
+class ProgressLine:
     """Shows how each source does, four times a second, where there is a terminal to show it on."""
 
     def __init__(self, stats: Stats, sources: Sequence[Source], *, quiet: bool) -> None:

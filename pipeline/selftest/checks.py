@@ -37,7 +37,7 @@ LONGEST_BUILD_S = 900.0
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
-class Limits(NamedTuple):
+class Tolerances(NamedTuple):
     """How far from torch in float32 an engine may lie."""
 
     of_output: float
@@ -50,9 +50,9 @@ class Limits(NamedTuple):
 
 
 LIMITS = {
-    "fp32": Limits(0.01, 0.5, 1.0),
-    "fp16": Limits(0.1, 1.0, 0.9),
-    "bf16": Limits(0.25, 2.0, 0.9),
+    "fp32": Tolerances(0.01, 0.5, 1.0),
+    "fp16": Tolerances(0.1, 1.0, 0.9),
+    "bf16": Tolerances(0.25, 2.0, 0.9),
 }
 """Measured with the default weights on the demo picture: fp32 2e-6 and no keypoint moved; fp16
 0.006 and one keypoint in 36 by 0.7 px; bf16 0.12 and one or two by 2 px. fp32 leaves room for GPUs
@@ -109,7 +109,7 @@ def engine_rows(
         yield Row(f"{name}: batch {batch}", None, ms, floor.ms, floor.why)
 
 
-def outputs_row(name: str, maps: Any, case: Case, limits: Limits) -> Row:
+def outputs_row(name: str, maps: Any, case: Case, limits: Tolerances) -> Row:
     """Every output against torch's, float32 on the CPU."""
     shares = []
     wanted = [*case.expected.levels, case.expected.tags]
@@ -218,7 +218,9 @@ def whole_way_row(case: Case, engine: Engine, stopwatch: Stopwatch, *, gpus: Gpu
     return Row(f"frame to poses, {engine.name} {engine.precision}", same, ms, note=note)
 
 
-def compare_people(got: Poses, want: Poses, *, limits: Limits, scale: float) -> tuple[bool, str]:
+def compare_people(
+    got: Poses, want: Poses, *, limits: Tolerances, scale: float
+) -> tuple[bool, str]:
     """Whether two ways found the same people in a picture, and what to say about it.
 
     Keypoints count that a peak gave in both; what refine fills in where nothing is to be seen moves

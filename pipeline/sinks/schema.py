@@ -20,7 +20,7 @@ from pipeline.runtime.status import StreamStatus
 POSE_SCHEMA = "pose/1"
 STATUS_SCHEMA = "status/1"
 
-Message = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 def new_session() -> str:
@@ -35,7 +35,7 @@ def topic(kind: str, stream: str) -> bytes:
     return f"{kind}/{stream}/".encode()
 
 
-def pose_message(poses: Poses, *, session: str, seq: int) -> Message:
+def pose_message(poses: Poses, *, session: str, seq: int) -> JsonObject:
     """The people of one frame as a `pose/1` message.
 
     Args:
@@ -67,13 +67,13 @@ def pose_message(poses: Poses, *, session: str, seq: int) -> Message:
     }
 
 
-def _rarely_said(frame: Frame) -> Message:
+def _rarely_said(frame: Frame) -> JsonObject:
     """What only some frames have: pixels that are not square, a file of their own."""
     aspect = {} if frame.pixel_aspect == 1.0 else {"pixel_aspect": round(frame.pixel_aspect, 6)}
     return {**aspect, **({"file": frame.image_name} if frame.image_name else {})}
 
 
-def _people(poses: Poses) -> list[Message]:
+def _people(poses: Poses) -> list[JsonObject]:
     keypoints = rounded_keypoints(poses.keypoints, pixel_digits=1)
     people = zip(
         poses.ids.tolist(),
@@ -148,7 +148,7 @@ def _rounded(values: np.ndarray, digits: int) -> list[float]:
 
 def status_message(
     stream: str, status: StreamStatus, *, session: str, seq: int, unix_s: float, overflows: int
-) -> Message:
+) -> JsonObject:
     """How a stream is doing, as a `status/1` message.
 
     Args:
@@ -184,7 +184,7 @@ def encode_json(message: Any) -> bytes:
     return text.encode()
 
 
-def encode_msgpack(message: Message) -> bytes:
+def encode_msgpack(message: JsonObject) -> bytes:
     """The same map as msgpack; what `people` holds is float32, to half the size.
 
     The rest stays float64: a float32 holds today's date to a minute.

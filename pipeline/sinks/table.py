@@ -87,7 +87,7 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SinkRow:
     """One sink."""
 
     name: str
@@ -112,7 +112,7 @@ class Row:
         return self.pixels == "always" or config.overlay.picture
 
 
-def asked_rows(config: StreamConfig) -> list[Row]:
+def asked_rows(config: StreamConfig) -> list[SinkRow]:
     """The sinks that a configuration asks for, in the order of their queues."""
     return [row for row in ROWS if row.value(config) not in (None, False)]
 
@@ -260,8 +260,8 @@ def _page(_: str, context: SinkContext) -> Sink:
 
 # --- the table -----------------------------------------------------------------------------------
 
-ROWS: tuple[Row, ...] = (
-    Row(
+ROWS: tuple[SinkRow, ...] = (
+    SinkRow(
         "overlay",
         (
             Option("--save", "video.path", "VIDEO",
@@ -271,7 +271,7 @@ ROWS: tuple[Row, ...] = (
         ),
         _overlay, _videos, "drawn",
     ),
-    Row(
+    SinkRow(
         "clean",
         (
             Option("--save-clean", "video.clean", "VIDEO",
@@ -279,7 +279,7 @@ ROWS: tuple[Row, ...] = (
         ),
         _clean, _videos, "always",
     ),
-    Row(
+    SinkRow(
         "jsonl",
         (
             Option("--jsonl", "recorder.jsonl", "FILE",
@@ -287,7 +287,7 @@ ROWS: tuple[Row, ...] = (
         ),
         _jsonl, _one_path,
     ),
-    Row(
+    SinkRow(
         "openpose",
         (
             Option("--openpose", "recorder.openpose", "FOLDER",
@@ -295,17 +295,17 @@ ROWS: tuple[Row, ...] = (
         ),
         _openpose, _one_path,
     ),
-    Row(
+    SinkRow(
         "coco",
         (Option("--coco", "recorder.coco", "FILE", "poses as COCO keypoint results"),),
         _coco, _path_of_each_source,
     ),
-    Row(
+    SinkRow(
         "csv",
         (Option("--csv", "recorder.csv", "FILE", "poses as a table, a row a person and frame"),),
         _csv, _one_path,
     ),
-    Row(
+    SinkRow(
         "parquet",
         (
             Option("--parquet", "recorder.parquet", "FOLDER",
@@ -313,7 +313,7 @@ ROWS: tuple[Row, ...] = (
         ),
         _parquet, _one_path,
     ),
-    Row(
+    SinkRow(
         "publisher",
         (
             Option("--publish", "publisher.endpoint", "ENDPOINT",
@@ -323,12 +323,12 @@ ROWS: tuple[Row, ...] = (
         ),
         _publisher, _nothing,
     ),
-    Row(
+    SinkRow(
         "viewer",
         (Option("--show", "viewer.show", None, "a window on this screen"),),
         _viewer, _nothing, "drawn",
     ),
-    Row(
+    SinkRow(
         "page",
         (
             Option("--serve", "page.serve", "HOST:PORT",

@@ -18,7 +18,7 @@ from pipeline.sinks.overlay import drawn_picture
 from pipeline.sinks.page.page import Page
 from pipeline.sinks.page.viewers import View
 from pipeline.sinks.sink import Sink
-from pipeline.sinks.table import ROWS, Row, SinkContext, asked_rows
+from pipeline.sinks.table import ROWS, SinkContext, SinkRow, asked_rows
 from pipeline.stream import Stream
 from run_stream import _parser, _settings
 from tests.support.page_stand import COLOR_BGR, Stand, picture_of, serving, split_body
@@ -57,7 +57,7 @@ def test_no_sink_gets_pixels(
     saved = tmp_path / "poses.mp4"
     got: dict[str, bool] = {}
 
-    def spied(row: Row) -> Row:
+    def spied(row: SinkRow) -> SinkRow:
         def make(value: Any, context: SinkContext) -> Sink:
             sink = row.make(value, context)
             call = type(sink).__call__
@@ -118,7 +118,7 @@ def test_a_clean_video_is_refused() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_poses_cross_to_other_processes_without_pixels(row: Row) -> None:
+def test_poses_cross_to_other_processes_without_pixels(row: SinkRow) -> None:
     config = load_config(
         sources=["demo"], settings={"privacy": True, "queues.poses": "tcp://127.0.0.1:5600"}
     )

@@ -26,7 +26,7 @@ from pipeline.selftest.ceilings import (
 )
 from pipeline.selftest.checks import (
     LIMITS,
-    Limits,
+    Tolerances,
     build_row,
     compare_people,
     engine_floor,
@@ -190,7 +190,7 @@ def people(count: int) -> np.ndarray:
     return np.concatenate([xy, np.ones((*xy.shape[:2], 1))], axis=2).astype(np.float32)
 
 
-STRICT, LOOSE = Limits(0.0, 0.5, 1.0), Limits(0.0, 1.0, 0.9)
+STRICT, LOOSE = Tolerances(0.0, 0.5, 1.0), Tolerances(0.0, 1.0, 0.9)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
@@ -212,7 +212,7 @@ def test_the_same_people_in_any_order(order: list[int]) -> None:
         (34, 1.9, LOOSE, True),
     ],
 )
-def test_keypoints_that_moved(num_moved: int, px: float, limits: Limits, same: bool) -> None:
+def test_keypoints_that_moved(num_moved: int, px: float, limits: Tolerances, same: bool) -> None:
     moved = people(2)
     moved.reshape(-1, 3)[:num_moved, 0] += px
     assert compare_people(poses_of(moved), poses_of(people(2)), limits=limits, scale=2.0)[0] == same

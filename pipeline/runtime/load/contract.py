@@ -23,9 +23,9 @@ from pipeline.config import ContractConfig
 from pipeline.runtime.load.load_control import (
     Change,
     LoadControl,
+    LoadStep,
     Observation,
     Refine,
-    Step,
     Timing,
     steps_down,
 )
@@ -57,12 +57,12 @@ class LoadWatch:
 
     def __init__(
         self,
-        steps: tuple[Step, ...],
+        steps: tuple[LoadStep, ...],
         *,
         target_fps: float,
         stats: Stats,
         shedding: Shedding,
-        apply: Callable[[Step, Callable[[], None]], None],
+        apply: Callable[[LoadStep, Callable[[], None]], None],
     ) -> None:
         self._control = LoadControl(steps, target_fps=target_fps, timing=TIMING)
         self._target_fps = target_fps
@@ -131,7 +131,7 @@ class StepTaker:
         self._preprocess = (by_name["preprocess"], preprocess)
         self._poses = (by_name["poses"], find_poses)
 
-    def __call__(self, step: Step, limit: Callable[[], None]) -> None:
+    def __call__(self, step: LoadStep, limit: Callable[[], None]) -> None:
         """Take the step; `limit` is done with the change of size, before the next frame."""
         stage, preprocess = self._preprocess
         stage.post(partial(preprocess.set_input_size, step.input_size))
@@ -147,7 +147,7 @@ def steps_for(
     size_multiple: int,
     canvas: tuple[int, int] | None,
     refine: Refine,
-) -> tuple[Step, ...]:
+) -> tuple[LoadStep, ...]:
     """What may be given up, in order; with a canvas, which has one size, the input stays."""
     if canvas is not None:
         _log.info("load: the canvas %dx%d keeps its size", canvas[1], canvas[0])
@@ -220,11 +220,11 @@ def _since(before: _Counts, after: _Counts, offered_fps: tuple[float, ...]) -> O
     )
 
 
-def _words(step: Step, target_fps: float) -> str:
+def _words(step: LoadStep, target_fps: float) -> str:
     return ", ".join(_parts(step, target_fps))
 
 
-def _parts(step: Step, target_fps: float) -> tuple[str, str, str]:
+def _parts(step: LoadStep, target_fps: float) -> tuple[str, str, str]:
     refine = f"refine {step.refine}"
     return f"input {step.input_size}", refine, f"{target_fps * step.share:.3g} fps each"
 

@@ -34,7 +34,7 @@ _TRIAL_PERIODS = 10.0  # after which a return counts as one that has held
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LoadStep:
     """What a stream makes do with."""
 
     input_size: int
@@ -65,8 +65,8 @@ class Observation(NamedTuple):
 class Change:
     """From one step to another, and why."""
 
-    before: Step
-    after: Step
+    before: LoadStep
+    after: LoadStep
     due_fps: float
     """Results a second that all sources together should get."""
     results_fps: float
@@ -98,7 +98,7 @@ class Timing:
 
 def steps_down(
     *, input_size: int, size_multiple: int, smallest: float, refine: Refine
-) -> tuple[Step, ...]:
+) -> tuple[LoadStep, ...]:
     """All steps in their order, beginning with what was asked for.
 
     Args:
@@ -108,14 +108,14 @@ def steps_down(
         refine: as asked for.
     """
     sizes = range(input_size, 0, -size_multiple)
-    steps = [Step(size, refine) for size in sizes if size >= smallest * input_size]
+    steps = [LoadStep(size, refine) for size in sizes if size >= smallest * input_size]
     last = steps[-1]
     if refine != "off":
-        last = Step(last.input_size, "off")
+        last = LoadStep(last.input_size, "off")
         steps.append(last)
     share = _SHARE
     while share > _SMALLEST_SHARE:
-        steps.append(Step(last.input_size, "off", share))
+        steps.append(LoadStep(last.input_size, "off", share))
         share *= _SHARE
     return tuple(steps)
 
@@ -130,7 +130,7 @@ class LoadControl:
     """
 
     def __init__(
-        self, steps: Sequence[Step], *, target_fps: float, timing: Timing | None = None
+        self, steps: Sequence[LoadStep], *, target_fps: float, timing: Timing | None = None
     ) -> None:
         self._steps = tuple(steps)
         self._target_fps = target_fps
@@ -144,7 +144,7 @@ class LoadControl:
         self._failed: _FailedReturn | None = None
 
     @property
-    def step(self) -> Step:
+    def step(self) -> LoadStep:
         return self._steps[self._index]
 
     @property
@@ -307,7 +307,7 @@ class _Costs:
     nothing of what a frame costs: steps that differ in it alone are of one kind.
     """
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    def __init__(self, steps: Sequence[LoadStep]) -> None:
         kinds = list(dict.fromkeys((step.input_size, step.refine) for step in steps))
         self._kinds = [kinds.index((step.input_size, step.refine)) for step in steps]
         self._known = [_costs_by_pixels(kind, kinds[0]) for kind in kinds]  # (network, poses)

@@ -34,7 +34,7 @@ from pipeline.runtime.status import StreamStatus
 from pipeline.sinks.publisher.admission import Admission
 from pipeline.sinks.publisher.overflows import Overflows
 from pipeline.sinks.schema import (
-    Message,
+    JsonObject,
     encode_json,
     encode_msgpack,
     new_session,
@@ -147,7 +147,7 @@ class Publisher:
         self._wake_reader.close()
         self._wake_writer.close()
 
-    def _frame(self, name: bytes, message: Message) -> bytes:
+    def _frame(self, name: bytes, message: JsonObject) -> bytes:
         return name + b"\0" + self._encode(message)
 
     def _wake(self) -> None:

@@ -20,7 +20,7 @@ from pipeline.config import StreamConfig, load_config
 from pipeline.gpu import nvdec as gpu_video
 from pipeline.gpu.placement import Placement
 from pipeline.gpu.stream_slots import STREAM_SLOTS, Gpus, GpuSettings, StreamSlot, StreamSlots
-from pipeline.inference import Engine, Inference
+from pipeline.inference import Inference, RunNetwork
 from pipeline.network import Network
 from pipeline.poses import FindPoses
 from pipeline.preprocess import Preprocess
@@ -43,7 +43,7 @@ class TwoGpus:
     """In the place of make_network: the stages of a stream on GPUs, with what they are made of."""
 
     def __init__(self) -> None:
-        self.engines: list[Engine] = [TorchEngine(painted_model(), threads=None)] * 2
+        self.engines: list[RunNetwork] = [TorchEngine(painted_model(), threads=None)] * 2
 
     def __call__(
         self,

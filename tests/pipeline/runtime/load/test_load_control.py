@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pipeline.runtime.load.load_control import (
     Change,
     LoadControl,
+    LoadStep,
     Observation,
-    Step,
     Timing,
     steps_down,
 )
@@ -38,18 +38,18 @@ class Machine:
     noise: float = 0.0
     chance: random.Random = field(default_factory=lambda: random.Random(1))
 
-    def costs_s(self, step: Step) -> tuple[float, float]:
+    def costs_s(self, step: LoadStep) -> tuple[float, float]:
         pixels = (step.input_size / 512) ** 2
         network = self.network_ms * (self.fixed + (1 - self.fixed) * pixels)
         poses = self.poses_ms * pixels * (self.without_refine if step.refine == "off" else 1.0)
         return network / 1e3, poses / 1e3
 
-    def load(self, step: Step, offered: Sequence[float], target_fps: float) -> float:
+    def load(self, step: LoadStep, offered: Sequence[float], target_fps: float) -> float:
         """Share of its time that the busiest stage needs: over 1 it does not fit."""
         due = sum(min(fps, target_fps * step.share) for fps in offered)
         return due * max(self.costs_s(step)) / (1 - self.overhead)
 
-    def observe(self, step: Step, offered: Sequence[float], target_fps: float) -> Observation:
+    def observe(self, step: LoadStep, offered: Sequence[float], target_fps: float) -> Observation:
         shaken = [fps * self._shaken() for fps in offered]
         load = self.load(step, shaken, target_fps) * self._shaken()
         due = sum(min(fps, target_fps * step.share) for fps in shaken)
@@ -67,7 +67,7 @@ class Run:
 
     machine: Machine
     target_fps: float = 10.0
-    steps: tuple[Step, ...] = STEPS
+    steps: tuple[LoadStep, ...] = STEPS
     timing: Timing | None = None
     tick_s: float = 1.0
     now: float = 1000.0
@@ -134,7 +134,7 @@ def test_a_heavy_load_finds_its_step_with_one_change_where_costs_go_by_pixels() 
     assert len(run.changes) == 1
     change = run.changes[0][1]
     assert change.before == STEPS[0]
-    assert change.after == Step(384, "full")  # 0.56 of the pixels: 0.88 of the time
+    assert change.after == LoadStep(384, "full")  # 0.56 of the pixels: 0.88 of the time
     assert change.load == pytest.approx(machine.load(STEPS[0], [10.0] * 3, 10.0), rel=0.01)
     assert change.due_fps == pytest.approx(30.0)
     assert change.results_fps == pytest.approx(1e3 / 50 * 0.96, rel=0.01)
@@ -228,11 +228,13 @@ def test_after_each_failed_return_it_waits_longer() -> None:
     """A machine that looks idle after stepping down, and is full again after every return."""
 
     class Treacherous(Machine):
-        def costs_s(self, step: Step) -> tuple[float, float]:
+        def costs_s(self, step: LoadStep) -> tuple[float, float]:
             network, poses = super().costs_s(step)
             return (network if step == STEPS[0] else network / 10), poses
 
-        def observe(self, step: Step, offered: Sequence[float], target_fps: float) -> Observation:
+        def observe(
+            self, step: LoadStep, offered: Sequence[float], target_fps: float
+        ) -> Observation:
             seen = super().observe(step, offered, target_fps)
             return seen._replace(network=0.3) if step != STEPS[0] else seen._replace(network=0.62)
 
