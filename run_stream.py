@@ -71,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         "sources",
         nargs="*",
         metavar="SOURCE",
-        help="video or image file, folder of images, camera index, rtsp/http URL, demo or testsrc",
+        help='video or image file, folder or "*.jpg" of images, camera index, URL (rtsp, http, '
+        "rtmp, udp, srt, ...), .sdp file, - for standard input, demo or testsrc",
     )
     add("--config", type=Path, metavar="FILE", help="YAML with what differs from the defaults")
     add("--max-frames", type=int, metavar="N", help="stop each source after N frames")

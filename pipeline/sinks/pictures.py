@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from common.files import write_atomically
 from pipeline.messages import Frame, Poses
 from pipeline.sinks.outputs import OutputNames, check_output_file, check_output_folder, file_word
 from pipeline.sinks.overlay import Draw, with_square_pixels
@@ -82,14 +83,7 @@ class PictureSink:
 
 
 def _write_whole(path: Path, picture: np.ndarray) -> None:
-    """Made under another name, then renamed: whoever watches the folder sees whole files only."""
     done, coded = cv2.imencode(path.suffix.lower(), picture)
     assert done, "OpenCV encodes every uint8 BGR picture"
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.part")
-    try:
-        unfinished.write_bytes(bytes(coded))
-        unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
+    write_atomically(path, bytes(coded))

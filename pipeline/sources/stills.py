@@ -116,11 +116,13 @@ def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
 
 def _skipped(others: list[Path]) -> str:
     num_folders = sum(path.is_dir() for path in others)
+    kinds = [(len(others) - num_folders, "other file"), (num_folders, "folder")]
+    counts = [f"{count} {kind}{'s' * (count > 1)}" for count, kind in kinds if count]
     names = ", ".join(path.name for path in others[:_SKIPPED_NAMED])
     more = ", ..." if len(others) > _SKIPPED_NAMED else ""
     return (
-        f"{len(others) - num_folders} other files and {num_folders} folders in it are skipped "
-        f"({names}{more}); give videos and folders as sources of their own"
+        f"skipping {' and '.join(counts)} in it ({names}{more}); "
+        "give videos and folders as sources of their own"
     )
 
 

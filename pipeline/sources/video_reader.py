@@ -11,6 +11,7 @@ reconnecting (live_source.py), and never opens anything.
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import re
 import threading
@@ -33,6 +34,8 @@ from common.redaction import redact
 from pipeline.gpu.nvdec import GpuPlanes, is_on_gpu
 from pipeline.messages import ColorSpace, PixelFormat
 from pipeline.sources.deinterlace import Deinterlacer
+
+_logger = logging.getLogger(__name__)
 
 BACKEND_ERRORS = (av.error.FFmpegError, OSError)
 """Whatever PyAV raises for broken input or a broken connection."""
@@ -157,6 +160,7 @@ class VideoReader:
         self._deinterlacer = Deinterlacer() if deinterlace else None
         # Every frame thread takes one more of NVDEC's surfaces, of which there are 32 at most.
         self._stream.thread_type = "NONE" if self._stream.codec_context.is_hwaccel else threads
+        self._says_interlaced = False
         self._is_timed = has_times(container.format)
         self._device = device
         self._gpu_planes: GpuPlanes | None = None  # made for the first picture on the GPU
@@ -227,10 +231,21 @@ class VideoReader:
     def _whole(self, frames: Sequence[av.VideoFrame | None]) -> Iterator[av.VideoFrame]:
         """The frames without interlacing; None is the end."""
         for frame in frames:
+            self._note_interlaced(frame)
             if self._deinterlacer is not None and (frame is None or not is_on_gpu(frame)):
                 yield from self._deinterlacer(frame)
             elif frame is not None:
                 yield frame
+
+    def _note_interlaced(self, frame: av.VideoFrame | None) -> None:
+        """Say once that pictures on a GPU are combs: the filter is the CPU's."""
+        if self._deinterlacer is None or frame is None or self._says_interlaced:
+            return
+        if is_on_gpu(frame) and frame.interlaced_frame:
+            self._says_interlaced = True
+            _logger.warning(
+                "interlaced video is not deinterlaced on a GPU; set decode=cpu, or deinterlace=off"
+            )
 
     @property
     def _promised_seconds(self) -> float:

@@ -35,7 +35,7 @@ def test_a_folder_of_images_in_natural_order(
     assert [number_of(frame) for frame in frames] == [2, 1, 0]
     assert [frame.index for frame in frames] == [0, 1, 2]
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "2 other files and 1 folders in it are skipped (clip.mp4, more, notes.txt)" in line
+    assert "skipping 2 other files and 1 folder in it (clip.mp4, more, notes.txt)" in line
 
 
 def test_every_file_keeps_its_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
