@@ -351,9 +351,9 @@ def test_what_was_written_is_readable_after_a_kill(tmp_path: Path) -> None:
 def test_a_stream_of_two_sources_that_is_killed_leaves_both_tables(tmp_path: Path) -> None:
     jsonl, csv_path, folder = (tmp_path / name for name in ("p.jsonl", "t.csv", "t.parquet"))
     saving = ("--csv", csv_path, "--parquet", folder, "--jsonl", jsonl)
-    parts = ("--set", "recorder.parquet_part_s=0.3", "--input-size", "160")
+    parts = ("--set", "recorder.parquet_part_s=0.3", "--input-size", "128")
     with running("demo", "demo", "--loop", "--quiet", *saving, *parts) as process:
-        wait_for_lines(jsonl, 40)
+        wait_for_lines(jsonl, 10)
         wait_until(partial(_holds_parts, folder, 2))
         process.kill()
         process.wait(30)
