@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _check(options)
-        export(options, command=shlex.join(["python", "export.py", *arguments]))
+        export(options, command=f"python export.py {shlex.join(arguments)}")
     except ValueError as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = OptionParser(
+        prog="export.py",
         description="Write weights as safetensors, ONNX or OpenVINO IR.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

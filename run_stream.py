@@ -5,10 +5,13 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.options import OptionParser
 from pipeline.sinks.table import ROWS, Option
+
+if TYPE_CHECKING:
+    from pipeline.config import StreamConfig
 
 EXAMPLES = """\
 examples:
@@ -32,7 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
 
     hide_arguments()
     # Imported here so that --help answers at once.
-    from pipeline.config import load_config
     from pipeline.stream import run
 
     try:
@@ -40,28 +42,26 @@ def main(arguments: list[str] | None = None) -> int:
             from pipeline.selftest import run as selftest
 
             return selftest.run(device=options.device, weights=options.weights)
-        config = load_config(
-            options.config,
-            sources=options.sources,
-            every_source=_given(
-                pace=options.pace,
-                loop=options.loop,
-                max_frames=options.max_frames,
-                max_fps=options.max_fps,
-                transport=options.transport,
-                decode=options.decode,
-            ),
-            settings=_settings(options),
-            overrides=options.set,
-        )
-        return run(config, part=options.part, quiet=options.quiet)
+        return run(_config(options), part=options.part, quiet=options.quiet)
     except ValueError as error:
         print(f"run_stream.py: {redact(error)}", file=sys.stderr)
         return 2
 
 
+def _config(options: argparse.Namespace) -> "StreamConfig":
+    from pipeline.options import OPTIONS, config_of_options
+
+    return config_of_options(
+        {name: getattr(options, name, None) for name in OPTIONS},
+        path=options.config,
+        sources=options.sources,
+        overrides=options.set,
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = OptionParser(
+        prog="run_stream.py",
         description="Multi-person pose from live video, in real time.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -117,36 +117,6 @@ def _add_option(add: Callable[..., object], option: Option) -> None:
         add(option.flag, action="store_true", help=option.help)
     else:
         add(option.flag, metavar=option.metavar, type=option.type, help=option.help)
-
-
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given as options, by name."""
-    size = options.input_size
-    width, _, height = (size or "").partition("x")
-    of_sinks = [option for row in ROWS for option in row.options]
-    return _given(
-        **{
-            "weights": options.weights,
-            "inference.device": options.device,
-            "inference.engine": options.engine,
-            "inference.precision": options.precision,
-            "inference.flip_test": options.flip_test,
-            "preprocess.input_size": size if not height else None,
-            "preprocess.canvas": (height, width) if height else None,
-            "contract.target_fps": options.target_fps,
-            "contract.max_age_ms": options.max_age_ms,
-            **{option.setting: getattr(options, option.dest) for option in of_sinks},
-            "privacy": options.privacy,
-            "tracker.enabled": "off" if options.no_track else None,
-            "smooth.enabled": "off" if options.no_smooth else None,
-        }
-    )
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """Without those that were not on the command line."""
-    # Compared by identity, for 0 equals False: that it makes no sense is for its setting to say.
-    return {k: value for k, value in options.items() if value is not None and value is not False}
 
 
 if __name__ == "__main__":

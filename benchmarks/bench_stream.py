@@ -46,6 +46,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.places import DEFAULT_WEIGHTS
 from kernels import decode as decode_kernels
 from kernels import preprocess as preprocess_kernels
 from kernels.checks.scenes import paint_people
@@ -56,7 +57,6 @@ from nets.engines.load import load_engine
 from pipeline.config import PreprocessConfig, SourceConfig, StreamConfig
 from pipeline.inference import Inference
 from pipeline.messages import Frame
-from pipeline.network import DEFAULT_WEIGHTS
 from pipeline.poses import FindPoses, decode_settings
 from pipeline.preprocess import Preprocess
 from pipeline.sources import demo

@@ -16,12 +16,12 @@ import time
 import cv2
 import numpy as np
 
+from common.places import DEFAULT_WEIGHTS
 from nets.checkpoints import load_model
 from nets.engines.load import load_engine
 from pipeline.config import PosesConfig
 from pipeline.inference import Inference
 from pipeline.messages import Frame
-from pipeline.network import DEFAULT_WEIGHTS
 from pipeline.poses import FindPoses, decode_settings
 from pipeline.preprocess import Preprocess
 

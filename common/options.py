@@ -9,12 +9,17 @@ from typing import Any, NoReturn
 
 from common.nearest import nearest
 from common.redaction import redact
+from common.version import VERSION
 
 
 class OptionParser(argparse.ArgumentParser):
-    """argparse's own, whose errors are one line each."""
+    """argparse's own, whose errors are one line each; with --version."""
 
     _words: Sequence[str] = ()
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.add_argument("--version", action="version", version=f"posestream {VERSION}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self._words = list(sys.argv[1:] if args is None else args)

@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from common.nearest import nearest
+from common.places import shipped
 from common.redaction import redact
 
 
@@ -57,6 +58,7 @@ def read_yaml(path: Path, kind: type[Settings], *, noun: str) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read, or does not hold `key: value` lines.
     """
+    path = shipped(path)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

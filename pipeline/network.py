@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from common.places import DEFAULT_WEIGHTS
 from kernels import decode as decode_kernels
 from kernels import preprocess as preprocess_kernels
 from kernels.arrays import CudaGpu
@@ -31,12 +32,9 @@ from pipeline.gpu.stream_slots import STREAM_SLOTS, Gpus, GpuSettings, StreamSlo
 from pipeline.inference import Inference
 from pipeline.poses import FindPoses, decode_settings
 from pipeline.preprocess import Preprocess
-from pipeline.runtime.processes import ROOT
 from pipeline.runtime.queues.credit import Stopped
 from pipeline.tracker import Tracker
 from pipeline.tracker import warm_up as warm_up_tracker
-
-DEFAULT_WEIGHTS = ROOT / "weights" / "higher_mobile.safetensors"
 
 _MAX_BATCH_OF_GPU = 8
 _MAX_BATCH_OF_CPU = 1  # more frames a pass hardly make it faster, and make each wait for all
@@ -86,7 +84,8 @@ def make_network(
     on_gpus = engines[0].device != "cpu"
     if not on_gpus:
         decode_kernels.warm_up()
-    warm_up_tracker()
+    if config.tracker.enabled:
+        warm_up_tracker()
     size = config.preprocess.input_size or model.input_size
     multiple = config.preprocess.size_multiple or model.size_multiple
     _log.info("network: %s, short side %d, sides multiples of %d", model.name, size, multiple)

@@ -11,19 +11,18 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Literal, Self
 
 import yaml
 
+from common.places import command_of
 from common.settings import ConfigError
 from pipeline.config import QueuesConfig, StreamConfig
 
 Part = Literal["sources", "network", "sinks"]
 PARTS: tuple[Part, ...] = ("sources", "network", "sinks")
-ROOT = Path(__file__).resolve().parent.parent.parent
 PARENT_VARIABLE = "POSESTREAM_PARENT"
 """Holds the parent's process id in a child's environment; a child ends when its parent is gone."""
 
@@ -148,13 +147,7 @@ class Children:
         environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
         elsewhere = {parts_with(part, self.config.queues) for part in PARTS} - {self.parts}
         for parts in sorted(elsewhere):
-            command = [
-                sys.executable,
-                str(ROOT / "run_stream.py"),
-                "--quiet",
-                "--config",
-                str(path),
-            ]
+            command = [*command_of("run_stream"), "--quiet", "--config", str(path)]
             # A session of its own: Ctrl-C reaches the parent alone, which stops all in order.
             process = subprocess.Popen(
                 [*command, "--part", parts[0]], env=environment, start_new_session=True

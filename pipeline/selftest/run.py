@@ -21,6 +21,7 @@ from functools import partial
 import torch
 from rich.console import Console
 
+from common.places import DEFAULT_WEIGHTS
 from kernels import decode as decode_kernels
 from kernels import preprocess as preprocess_kernels
 from kernels.arrays import CudaGpu, Gpu
@@ -30,7 +31,6 @@ from nets.engines.engine import Engine
 from nets.engines.load import load_engine
 from nets.engines.openvino import import_openvino
 from nets.engines.tensorrt import import_torch_tensorrt
-from pipeline.network import DEFAULT_WEIGHTS
 from pipeline.runtime.progress import start_logging
 from pipeline.selftest.ceilings import (
     Ceilings,

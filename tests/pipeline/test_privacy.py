@@ -13,6 +13,7 @@ import pytest
 from common.settings import ConfigError
 from pipeline.config import StreamConfig, load_config
 from pipeline.messages import Poses
+from pipeline.options import config_of_options
 from pipeline.sinks import table
 from pipeline.sinks.overlay import drawn_picture
 from pipeline.sinks.page.page import Page
@@ -20,7 +21,6 @@ from pipeline.sinks.page.viewers import View
 from pipeline.sinks.sink import Sink
 from pipeline.sinks.table import ROWS, SinkContext, SinkRow, asked_rows
 from pipeline.stream import Stream
-from run_stream import _parser, _settings
 from tests.support.page_stand import COLOR_BGR, Stand, picture_of, serving, split_body
 from tests.support.painted import grid_people, paint, painted_model
 from tests.support.sink_context import context_of
@@ -145,5 +145,5 @@ def test_the_page_draws_on_black_even_if_pixels_reach_it(
 
 
 def test_the_option_switches_it_on() -> None:
-    assert _settings(_parser().parse_args(["demo", "--privacy"])) == {"privacy": True}
-    assert _settings(_parser().parse_args(["demo", "--serve", "8000"])) == {"page.serve": "8000"}
+    assert config_of_options({"privacy": True}, sources=["demo"]).privacy
+    assert not config_of_options({"serve": "8000"}, sources=["demo"]).privacy

@@ -10,7 +10,7 @@ import pytest
 from common.settings import ConfigError
 from pipeline.config import load_config
 from pipeline.sinks.table import ROWS, asked_rows, check_outputs
-from run_stream import _parser, _settings
+from run_stream import _config, _parser
 from tests.support.places import ROOT
 from tests.support.sink_context import context_of
 
@@ -40,7 +40,7 @@ def test_the_option_of_a_row_asks_for_its_sink_and_no_other(row: Any) -> None:
     for option in row.options:
         value = EXAMPLES.get(option.flag, f"{row.name}.json")
         arguments += [option.flag] if option.metavar is None else [option.flag, value]
-    config = load_config(settings=_settings(_parser().parse_args(arguments)))
+    config = _config(_parser().parse_args(arguments))
     assert [asked.name for asked in asked_rows(config)] == [row.name]
     assert asked_rows(load_config()) == []
 
