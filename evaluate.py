@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.options import OptionParser
+from common.places import DEFAULT_WEIGHTS
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from nets.checkpoints import Model
     from nets.engines.engine import Engine
     from nets.skeletons import Skeleton
-    from training.data import LabelledImage, Picture
+    from pipeline.messages import Poses
+    from training.data import LabelledImage
     from training.evaluation import EvaluationData, Scores
-    from training.predict import Prediction, PredictSettings, SetPrediction
-
-ROOT = Path(__file__).resolve().parent
-DEFAULT_WEIGHTS = ROOT / "weights" / "higher_mobile.safetensors"
+    from training.predict import PredictSettings, SetPrediction
 
 EXAMPLES = """\
 examples:
@@ -62,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = OptionParser(
+        prog="evaluate.py",
         description="Average precision of a model on COCO keypoints or CrowdPose.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -244,8 +247,8 @@ def _run(
 
     from kernels import decode as decode_kernels
     from kernels import preprocess as preprocess_kernels
-    from training.evaluation import oracle_grouping
-    from training.predict import Predictor, predict_images
+    from training.evaluation import oracle_stage
+    from training.predict import evaluation_estimator, predict_images
 
     preprocess_kernels.warm_up()
     decode_kernels.warm_up()
@@ -254,20 +257,14 @@ def _run(
     with bar:
         task = bar.add_task("images", total=len(data.images))
 
-        def watch(
-            image: Mapping[str, Any], picture: Picture | None, prediction: Prediction | None
-        ) -> None:
+        def watch(image: Mapping[str, Any], poses: Poses | None) -> None:
             bar.advance(task)
-            if drawing is not None and picture is not None and prediction is not None:
-                drawing(image, picture, prediction)
+            if drawing is not None and poses is not None:
+                drawing(image, poses)
 
-        return predict_images(
-            Predictor(engine, model, settings),
-            data.store,
-            data.images,
-            grouping_of=oracle_grouping(options.oracle, data, settings),
-            watch=watch,
-        )
+        stage = oracle_stage(options.oracle, data, settings)
+        estimate = evaluation_estimator(engine, model, settings, find_poses=stage)
+        return predict_images(estimate, data.store, data.images, watch=watch)
 
 
 # --- through the real stream ---------------------------------------------------------------------
@@ -280,64 +277,38 @@ class StreamFailedError(RuntimeError):
 def _through_stream(
     options: argparse.Namespace, model: Model, settings: PredictSettings, data: EvaluationData
 ) -> SetPrediction:
-    """Every image through decoder, queues, preprocess, inference, poses and the recorder."""
+    """Every image through queues, preprocess, inference and poses, as in any stream."""
     from pipeline.config import load_config
     from pipeline.stream import Stream
-    from training.metrics import read_results
-    from training.predict import SetPrediction
+    from training.predict import SetPrediction, StoredImages
 
-    with tempfile.TemporaryDirectory() as folder:
-        images, results = Path(folder) / "images", Path(folder) / "results.json"
-        images.mkdir()
-        failed = _unpack(data, images)
-        if len(failed) == len(data.images):
-            return SetPrediction([], [], {}, failed)
-        config = load_config(
-            sources=[str(images)],
-            settings={
-                "preprocess.input_size": settings.input_size,
-                "preprocess.prefilter": False,
-                "preprocess.max_long_side": sys.maxsize,  # the published evaluation has no limit
-                "inference.engine": options.engine,
-                "inference.device": options.device,
-                "inference.precision": options.precision,
-                "inference.threads": options.threads,
-                "inference.flip_test": settings.flip,
-                "recorder.coco": results,
-                "tracker.enabled": False,  # pictures of a set are no moments of one scene
-                "smooth.enabled": False,
-            },
-        )
+    images = StoredImages(data.store, data.images)
+    done = SetPrediction([], [], {}, images.failed)
+    config = load_config(
+        sources=[images.name],
+        settings={
+            "preprocess.input_size": settings.input_size,
+            "preprocess.prefilter": False,
+            "preprocess.max_long_side": sys.maxsize,  # the published evaluation has no limit
+            "inference.engine": options.engine,
+            "inference.device": options.device,
+            "inference.precision": options.precision,
+            "inference.threads": options.threads,
+            "inference.flip_test": settings.flip,
+            "tracker.enabled": False,  # pictures of a set are no moments of one scene
+            "smooth.enabled": False,
+        },
+    )
+    stream = Stream(
+        config,
         # All decode settings of the evaluation: the stream takes a model's where it is told none.
-        stream = Stream(config, model=replace(model, decode=asdict(settings.decode)))
-        if stream.run(quiet=options.quiet) != 0:
-            raise StreamFailedError("the stream failed; the lines above say why")
-        return SetPrediction(read_results(results), [], {}, failed)
-
-
-def _unpack(data: EvaluationData, folder: Path) -> list[str]:
-    """The images as lossless files named by their id, as the recorder reads it off the name.
-
-    Returns:
-        File names of those that cannot be read.
-    """
-    import cv2
-
-    from training.data import ImageError
-    from training.predict import read_image
-
-    failed = []
-    for image in data.images:
-        try:
-            picture = read_image(data.store, image)
-        except ImageError as error:
-            _log.warning("nobody is found where nothing can be read: %s", error)
-            failed.append(str(image["file_name"]))
-            continue
-        path = folder / f"{image['id']:012d}.png"
-        if not cv2.imwrite(str(path), picture, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
-            raise ValueError(f"{path} cannot be written; is the temporary folder's disk full?")
-    return failed
+        model=replace(model, decode=asdict(settings.decode)),
+        sources={images.name: images},
+        sinks={"evaluation": lambda poses: done.add(int(poses.frame.image_name), poses)},
+    )
+    if stream.run(quiet=options.quiet) != 0:
+        raise StreamFailedError("the stream failed; the lines above say why")
+    return done
 
 
 def _report(options: argparse.Namespace, scores: Scores, done: SetPrediction) -> None:
@@ -370,37 +341,37 @@ class _Drawing:
             raise ValueError(f"folder {folder} cannot be made: {error.strerror}") from None
         self._folder, self._skeleton, self._labels = folder, skeleton, labels
 
-    def __call__(self, image: Mapping[str, Any], picture: Picture, prediction: Prediction) -> None:
+    def __call__(self, image: Mapping[str, Any], poses: Poses) -> None:
         import cv2
-        import numpy as np
 
         from training.report import side_by_side
 
-        labelled = self._labels[image["id"]].keypoints.copy()
-        labelled[..., 2] = labelled[..., 2] > 0
-        people = prediction.people
-        known, filled = np.ones(len(labelled)), np.zeros(labelled.shape[:2], np.bool_)
-        truth = self._drawn(picture, labelled, known, filled, labels=False)
-        found = self._drawn(picture, people.keypoints, people.scores, people.filled, labels=True)
-        captions = f"ground truth: {len(labelled)}", f"found: {len(people.scores)}"
+        truth = self._labelled(image["id"], poses)
+        captions = f"ground truth: {len(truth.scores)}", f"found: {len(poses.scores)}"
+        pictures = self._drawn(truth, labels=False), self._drawn(poses, labels=True)
         path = self._folder / f"{image['id']}.jpg"
-        if not cv2.imwrite(str(path), side_by_side(truth, found, captions)):
+        if not cv2.imwrite(str(path), side_by_side(*pictures, captions)):
             raise ValueError(f"{path} cannot be written")
 
-    def _drawn(
-        self, picture: Picture, keypoints: Any, scores: Any, filled: Any, *, labels: bool
-    ) -> Picture:
-        """The picture with people as the stream draws them; labels say their scores."""
+    def _labelled(self, image_id: int, found: Poses) -> Poses:
+        """The labelled people of the picture in which others were found."""
         import numpy as np
 
-        from pipeline.messages import Frame, Poses
+        keypoints = self._labels[image_id].keypoints.copy()
+        keypoints[..., 2] = keypoints[..., 2] > 0
+        return replace(
+            found,
+            keypoints=keypoints,
+            scores=np.ones(len(keypoints)),
+            filled=np.zeros(keypoints.shape[:2], np.bool_),
+            ids=np.full(len(keypoints), -1),
+        )
+
+    def _drawn(self, poses: Poses, *, labels: bool) -> NDArray[np.uint8]:
+        """The picture with people as the stream draws them; labels say their scores."""
         from pipeline.sinks.overlay import draw_poses
 
-        height, width = picture.shape[:2]
-        frame = Frame("evaluation", 0, None, 0, 0.0, (height, width), ())
-        ids = np.full(len(scores), -1, np.int64)
-        poses = Poses(frame, self._skeleton.name, keypoints, scores, filled, ids, 0)
-        return draw_poses(picture.copy(), poses, self._skeleton, labels=labels)
+        return draw_poses(poses.frame.to_host(), poses, self._skeleton, labels=labels)
 
 
 if __name__ == "__main__":

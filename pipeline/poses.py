@@ -28,20 +28,9 @@ class FindPoses:
 
     def __call__(self, output: NetOutput) -> Iterator[Poses]:
         found = self._people(output)
-        for i, frame in enumerate(output.frames):
+        for i in range(len(output.frames)):
             started = time.perf_counter()
-            people = next(found)
-            keypoints = to_picture(people.keypoints, output.image_from_net[i])
-            yield Poses(
-                frame=frame,
-                skeleton=self._skeleton.name,
-                keypoints=keypoints,
-                scores=people.scores,
-                filled=people.filled,
-                ids=np.full(len(people.scores), -1, dtype=np.int64),
-                completed_ns=time.monotonic_ns(),
-                stage_ms={**output.stage_ms, "poses": (time.perf_counter() - started) * 1e3},
-            )
+            yield poses_in_picture(next(found), output, i, self._skeleton, started=started)
 
     def _people(self, output: NetOutput) -> Iterator[People]:
         """Of one frame after the other, in network-input pixels."""
@@ -60,6 +49,27 @@ class FindPoses:
                 self._skeleton,
                 settings=self._settings,
             )
+
+
+def poses_in_picture(
+    people: People, output: NetOutput, i: int, skeleton: Skeleton, *, started: float
+) -> Poses:
+    """People found on the maps of a batch's i-th frame, as that frame's poses.
+
+    Args:
+        people: in network-input pixels.
+        started: time.perf_counter() when the search for them began.
+    """
+    return Poses(
+        frame=output.frames[i],
+        skeleton=skeleton.name,
+        keypoints=to_picture(people.keypoints, output.image_from_net[i]),
+        scores=people.scores,
+        filled=people.filled,
+        ids=np.full(len(people.scores), -1, dtype=np.int64),
+        completed_ns=time.monotonic_ns(),
+        stage_ms={**output.stage_ms, "poses": (time.perf_counter() - started) * 1e3},
+    )
 
 
 def to_picture(keypoints: np.ndarray, image_from_net: np.ndarray) -> np.ndarray:

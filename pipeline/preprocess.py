@@ -71,6 +71,8 @@ class Preprocess:
         canvas: tuple[int, int] | None = None,
         prefilter: bool = True,
         max_long_side: int = 2048,
+        scale: float = 1.0,
+        min_scale: float = 1.0,
         gpus: Gpus | None = None,
     ) -> None:
         """Take the settings of the network and of the stream.
@@ -83,12 +85,14 @@ class Preprocess:
             prefilter: widen the resize filter where a picture shrinks below one half.
             max_long_side: a picture so elongated that its network input would be longer is
                 shrunk until it fits (and a warning says so), so that it cannot stop a stream.
+            scale, min_scale: of a multi-scale test, as kernels.preprocess.network_size takes them.
             GPUs: where pictures become network input; None: on the CPU.
         """
         self._input_size = input_size
         self._size_multiple = size_multiple
         self._canvas = canvas
         self._max_long_side = max_long_side
+        self._scale, self._min_scale = scale, min_scale
         self._mean, self._std = tuple(mean), tuple(std)
         self._prefilter = prefilter
         self._gpus = gpus
@@ -210,6 +214,8 @@ class Preprocess:
                 size,
                 input_size=self._input_size,
                 size_multiple=self._size_multiple,
+                scale=self._scale,
+                min_scale=self._min_scale,
                 max_long_side=self._max_long_side,
             )
         except ValueError as reason:

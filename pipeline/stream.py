@@ -32,7 +32,7 @@ from pipeline.runtime.stop import StopRequest
 from pipeline.sinks.schema import new_session
 from pipeline.sinks.sink import Adapted, NeedsMainThread, OwnSink, Sink
 from pipeline.sinks.table import ROWS, SinkContext, asked_rows, check_outputs
-from pipeline.sources.source import SourceError
+from pipeline.sources.source import Source, SourceError
 from pipeline.stages import Shared, network_stages, sink_stages
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Stream:
 
     Args:
         config: what to run.
+        sources: of your own, by the word that stands for them as `input` in config.
         sinks: of your own, by name, beside those of config; see pipeline.sinks.sink.OwnSink.
         capacity: how many sources there may be at a time, which come and go: the stream goes on
             without any, until stop(). None: it ends with its sources.
@@ -90,6 +91,7 @@ class Stream:
         self,
         config: StreamConfig,
         *,
+        sources: Mapping[str, Source] | None = None,
         sinks: Mapping[str, OwnSink] | None = None,
         capacity: int | None = None,
         model: Model | None = None,
@@ -115,7 +117,7 @@ class Stream:
         self._placement = Placement(cuda_devices(config.inference) if "network" in parts else ())
         self.sources = SourceSet(
             stats=self.stats, stop=self._stop, queue=queues.frames, placement=self._placement,
-            may_be_empty=capacity is not None,
+            may_be_empty=capacity is not None, opened=sources,
         )  # fmt: skip
         self._stages: list[Stage] = []  # without those of the sources
         self._load_watch: LoadWatch | None = None

@@ -81,7 +81,7 @@ def test_everything_it_writes(run: Run, tmp_path: Path, capsys: pytest.CaptureFi
     assert 0 <= low <= high <= 1
     assert report["intervals_95"]["APL"] == [None, None]
     assert report["counts"] == {"images": 3, "unreadable": 0, "people_found": 6}
-    assert set(report["stage_ms"]) == {"preprocess", "network", "decode"}
+    assert set(report["stage_ms"]) == {"preprocess", "inference", "poses"}
     assert report["settings"]["engine"] == "torch"
     assert report["settings"]["decode"]["min_keypoints"] == 0  # the weights' 3 only hides
     assert len(json.loads(outputs["people.json"].read_text())) == 6

@@ -3,13 +3,12 @@
     load_data --> check --> predict_images (training.predict) or the real stream
               --> score --> summary
 
-This file knows nothing of options, tables or pipeline.
+This file knows nothing of options and tables.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +29,12 @@ from training.metrics import (
     match_people,
     read_annotations,
 )
-from training.oracle import predicted_peaks_grouped, true_keypoints_grouped
-from training.predict import Grouping, PredictSettings, SetPrediction
+from training.oracle import (
+    FindPosesByOracle,
+    predicted_peaks_grouped,
+    true_keypoints_grouped,
+)
+from training.predict import PredictSettings, SetPrediction
 
 Oracle = Literal["grouping", "peaks"]
 Results = list[dict[str, Any]]
@@ -89,16 +92,14 @@ def load_data(
     )
 
 
-def oracle_grouping(
+def oracle_stage(
     oracle: Oracle | None, data: EvaluationData, settings: PredictSettings
-) -> Callable[[Mapping[str, Any]], Grouping] | None:
-    """What predict_images calls in place of the decode, see training.oracle; None: the decode."""
+) -> FindPosesByOracle | None:
+    """What stands in the place of the decode; None: the decode itself."""
     if oracle is None:
         return None
     group = {"grouping": true_keypoints_grouped, "peaks": predicted_peaks_grouped}[oracle]
-    return lambda image: partial(
-        group, image=data.labels[image["id"]], skeleton=data.skeleton, settings=settings.decode
-    )
+    return FindPosesByOracle(group, data.labels, data.skeleton, settings.decode)
 
 
 def check(data: EvaluationData, other: Results) -> None:

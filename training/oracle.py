@@ -7,7 +7,8 @@ The first says how good the tags are, the second how good the heatmaps are (High
 al. 2020, sec. 3.2, asks the same). Neither refines: only what was given or found is scored.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,14 +22,70 @@ from kernels.peaks import Peaks, peaks_of_maps
 from kernels.people import People
 from kernels.sampling import upsampled_tag
 from nets.skeletons import Skeleton
+from pipeline.messages import NetOutput, Poses
+from pipeline.poses import poses_in_picture
 from training.data import LabelledImage
-from training.predict import PictureMaps
 
 FloatArray = NDArray[np.float32]
 
 _REACH = 2.0
 """A peak belongs to a keypoint where their similarity is at least exp(-2): two standard deviations
 of OKS."""
+
+
+class PictureMaps(NamedTuple):
+    """One picture's maps, ready for the decode."""
+
+    levels: tuple[NDArray[np.float32], ...]
+    """Each (K, h, w) float32, low to high resolution."""
+    tags: NDArray[np.float32]
+    """(K, h, w, T) float32."""
+    net_size: tuple[int, int]
+    """(H, W) of the network input at scale 1."""
+    image_from_net: NDArray[np.float64]
+    """(2, 3): network-input pixels to picture pixels."""
+
+
+Group = Callable[..., People]
+"""true_keypoints_grouped or predicted_peaks_grouped."""
+
+
+class FindPosesByOracle:
+    """Stands in the place of the decode (pipeline.poses.FindPoses).
+
+    Args:
+        group: which half is perfect.
+        labels: by the index of the picture's frame.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        labels: Mapping[int, LabelledImage],
+        skeleton: Skeleton,
+        settings: DecodeSettings,
+    ) -> None:
+        self._group = group
+        self._labels = labels
+        self._skeleton = skeleton
+        self._settings = settings
+
+    def __call__(self, output: NetOutput) -> Iterator[Poses]:
+        for i, frame in enumerate(output.frames):
+            started = time.perf_counter()
+            maps = PictureMaps(
+                levels=tuple(level[i] for level in output.levels),
+                tags=output.tags[i],
+                net_size=output.net_size,
+                image_from_net=output.image_from_net[i],
+            )
+            people = self._group(
+                maps,
+                image=self._labels[frame.index],
+                skeleton=self._skeleton,
+                settings=self._settings,
+            )
+            yield poses_in_picture(people, output, i, self._skeleton, started=started)
 
 
 class _Truth(NamedTuple):

@@ -1,34 +1,37 @@
-"""A model as evaluation runs it: picture -> people in picture pixels, with milliseconds per stage.
+"""A model as evaluation runs it: pictures -> people in picture pixels, with milliseconds by stage.
 
-    picture --preprocess--> (1, 3, H, W) --engine, flip, scales--> maps --decode--> people
+    picture -> preprocess -> inference, flip, scales -> poses       the stages of pipeline.estimator
 
-Geometry, picture reader and decode are the stream's own (kernels.preprocess, kernels.decode), so
-what is scored here is what a stream shows, but for what a stream hides. This file knows nothing of
-how results are scored, and nothing of pipeline.
+They are the stream's own stages, so what is scored here is what a stream shows, except for what a
+stream hides. This file does not score.
 """
 
 import logging
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from kernels.decode import PUBLISHED, DecodeSettings, decode, first_unknown
-from kernels.geometry import capped_size, invert, net_from_image, network_size
-from kernels.people import People
-from kernels.preprocess import preprocess
-from nets.aggregation import Maps, average_scales, flip_test
+from kernels.decode import PUBLISHED, DecodeSettings, first_unknown
+from nets.aggregation import Maps, average_scales
 from nets.checkpoints import Model
 from nets.engines.engine import INPUT_MULTIPLE, Engine
+from pipeline.estimator import Estimator, PosesStage, frame_of_picture
+from pipeline.inference import Inference
+from pipeline.messages import NetInput, NetOutput, Poses
+from pipeline.poses import FindPoses
+from pipeline.preprocess import Preprocess
+from pipeline.sinks.schema import coco_results
+from pipeline.sources.source import NumberedSource, SourceSettings
+from pipeline.sources.video_reader import Picture as StreamPicture
 from training.data import ImageError, ImageStore, Picture
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("preprocess", "network", "decode")
+STAGES = ("preprocess", "inference", "poses")
 """What is timed of each picture, in this order."""
 
 _HIDING = ("min_person_score", "min_keypoint_score", "min_keypoints", "duplicate_oks")
@@ -75,158 +78,92 @@ class PredictSettings:
             )
 
 
-class PictureMaps(NamedTuple):
-    """One picture's maps, ready for the decode."""
-
-    levels: tuple[NDArray[np.float32], ...]
-    """Each (K, h, w) float32, low to high resolution."""
-    tags: NDArray[np.float32]
-    """(K, h, w, T) float32."""
-    net_size: tuple[int, int]
-    """(H, W) of the network input at scale 1."""
-    image_from_net: NDArray[np.float64]
-    """(2, 3): network-input pixels to picture pixels."""
+# --- the stages ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
-    """The people of one picture."""
+def evaluation_estimator(
+    engine: Engine,
+    model: Model,
+    settings: PredictSettings,
+    *,
+    find_poses: PosesStage | None = None,
+) -> Estimator:
+    """The stages of a stream, set up as the published evaluation has it; on the CPU.
 
-    people: People
-    """Keypoints in picture pixels; a missing one is all zero."""
-    stage_ms: dict[str, float]
-    """Milliseconds by stage, see STAGES."""
+    Args:
+        engine: of this very model (nets.engines.load.load_engine).
+        find_poses: in place of the decode (training.oracle).
+    """
 
-
-Grouping = Callable[[PictureMaps], People]
-"""In place of the decode: maps -> people in network-input pixels."""
-
-
-class Predictor:
-    """Runs one picture at a time, as the published evaluation does."""
-
-    def __init__(self, engine: Engine, model: Model, settings: PredictSettings) -> None:
-        """Take an engine of this very model (nets.engines.load.load_engine)."""
-        self.settings = settings
-        self.skeleton = model.skeleton
-        self._engine = engine
-        self._mean, self._std = model.mean, model.std
-
-    def __call__(
-        self,
-        image_bgr: Picture,
-        *,
-        grouping: Grouping | None = None,
-    ) -> Prediction:
-        """The people in a picture.
-
-        Args:
-            image_bgr: (h, w, 3) uint8.
-            grouping: what to call in place of the decode (training.oracle).
-        """
-        started = time.perf_counter()
-        net_size, letterbox = self._net_size(image_bgr.shape[:2])
-        inputs = {
-            scale: self._network_input(
-                image_bgr,
-                net_size if scale == 1 else self._size_of_scale(image_bgr.shape[:2], scale),
-                letterbox,
-            )
-            for scale in self.settings.scales
-        }
-        prepared = time.perf_counter()
-        maps = self._maps(inputs, net_size)
-        h, w = image_bgr.shape[:2]
-        matrix = net_from_image((h, w), net_size, letterbox=letterbox)
-        of_picture = PictureMaps(
-            levels=tuple(level[0].numpy() for level in maps.levels),
-            tags=maps.tags[0].numpy(),
-            net_size=net_size,
-            image_from_net=invert(matrix),
-        )
-        ran = time.perf_counter()
-        people = grouping(of_picture) if grouping is not None else self._decode(of_picture)
-        people = _in_picture(people, of_picture.image_from_net)
-        moments = (started, prepared, ran, time.perf_counter())
-        times = {name: 1e3 * (moments[i + 1] - moments[i]) for i, name in enumerate(STAGES)}
-        return Prediction(people, times)
-
-    def _net_size(self, image_size: tuple[int, ...]) -> tuple[tuple[int, int], bool]:
-        """(H, W) at scale 1, and whether the picture is letterboxed into it."""
-        h, w = image_size
-        settings = self.settings
-        size = self._size_of_scale((h, w), 1.0)
-        if settings.max_long_side is None or max(size) <= settings.max_long_side:
-            return size, False
-        return capped_size(
-            (h, w), max_long_side=settings.max_long_side, size_multiple=settings.size_multiple
-        ), True
-
-    def _size_of_scale(self, image_size: tuple[int, ...], scale: float) -> tuple[int, int]:
-        h, w = image_size
-        return network_size(
-            (h, w),
-            input_size=self.settings.input_size,
-            size_multiple=self.settings.size_multiple,
-            scale=scale,
-            min_scale=min(self.settings.scales),
-        )
-
-    def _network_input(
-        self, image_bgr: Picture, net_size: tuple[int, int], letterbox: bool
-    ) -> torch.Tensor:
-        """(1, 3, H, W)."""
-        h, w = image_bgr.shape[:2]
-        image = preprocess(
-            (image_bgr,),
-            pixel_format="bgr24",
-            color_space="bt601",
-            full_range=True,
-            net_from_image=net_from_image((h, w), net_size, letterbox=letterbox),
-            net_size=net_size,
-            mean=self._mean,
-            std=self._std,
+    def preprocess_at(scale: float) -> Preprocess:
+        return Preprocess(
+            input_size=settings.input_size,
+            mean=model.mean,
+            std=model.std,
+            size_multiple=settings.size_multiple,
             prefilter=False,
-        )
-        return torch.from_numpy(image)[None]
-
-    def _maps(self, inputs: Mapping[float, torch.Tensor], net_size: tuple[int, int]) -> Maps:
-        """Flips and scales averaged."""
-        maps_of_scale = {scale: self._run(image) for scale, image in inputs.items()}
-        if self.settings.scales == (1.0,):
-            return maps_of_scale[1.0]
-        return average_scales(maps_of_scale, size=net_size)
-
-    def _run(self, image: torch.Tensor) -> Maps:
-        if not self.settings.flip:
-            return self._engine(image)
-        return flip_test(self._engine, image, flip_order=self.skeleton.flip_order)
-
-    def _decode(self, maps: PictureMaps) -> People:
-        return decode(
-            maps.levels, maps.tags, maps.net_size, self.skeleton, settings=self.settings.decode
+            max_long_side=settings.max_long_side or sys.maxsize,
+            scale=scale,
+            min_scale=min(settings.scales),
         )
 
+    flip_order = model.skeleton.flip_order if settings.flip else None
+    inference = Inference(engine, flip_order=flip_order)
+    scaled = {scale: preprocess_at(scale) for scale in settings.scales}
+    return Estimator(
+        preprocess_at(1.0),
+        inference if settings.scales == (1.0,) else ScaledInference(inference, scaled),
+        find_poses or FindPoses(model.skeleton, settings.decode),
+    )
 
-def _in_picture(people: People, image_from_net: NDArray[np.float64]) -> People:
-    """People in picture pixels; missing keypoints stay all zero."""
-    mapped = people.keypoints.copy()
-    mapped[..., :2] = people.keypoints[..., :2] @ image_from_net[:, :2].T + image_from_net[:, 2]
-    mapped[people.keypoints[..., 2] == 0] = 0
-    return people._replace(keypoints=mapped)
 
+class ScaledInference:
+    """The network at several scales, averaged (nets.aggregation.average_scales).
 
-def coco_results(image_id: int, people: People) -> list[dict[str, Any]]:
-    """People (in picture pixels) as COCO keypoint results: one dict a person."""
-    return [
-        {
-            "image_id": image_id,
-            "category_id": 1,
-            "keypoints": keypoints.ravel().tolist(),
-            "score": score,
+    Args:
+        inference: the stage that runs one scale, flip test included.
+        preprocess: makes the network input at each scale.
+    """
+
+    def __init__(self, inference: Inference, preprocess: Mapping[float, Preprocess]) -> None:
+        self._inference = inference
+        self._preprocess = preprocess
+
+    def __call__(self, batch: NetInput) -> Iterator[NetOutput]:
+        """One output for a batch at scale 1, whose geometry the result keeps."""
+        outputs = {scale: self._at_scale(scale, batch) for scale in self._preprocess}
+        started = time.perf_counter()
+        height, width = batch.images.shape[2:]
+        maps = average_scales(
+            {scale: _maps_of(output) for scale, output in outputs.items()}, size=(height, width)
+        )
+        averaging_ms = (time.perf_counter() - started) * 1e3
+        stage_ms = {
+            name: sum(output.stage_ms[name] for output in outputs.values())
+            for name in ("preprocess", "inference")
         }
-        for keypoints, score in zip(people.keypoints, people.scores.tolist(), strict=True)
-    ]
+        yield NetOutput(
+            frames=batch.frames,
+            levels=tuple(level.numpy() for level in maps.levels),
+            tags=maps.tags.numpy(),
+            net_size=(height, width),
+            image_from_net=batch.image_from_net,
+            stage_ms={**stage_ms, "inference": stage_ms["inference"] + averaging_ms},
+        )
+
+    def _at_scale(self, scale: float, batch: NetInput) -> NetOutput:
+        if scale != 1:
+            (batch,) = self._preprocess[scale](batch.frames)
+        (output,) = self._inference(batch)
+        return output
+
+
+def _maps_of(output: NetOutput) -> Maps:
+    levels = tuple(torch.from_numpy(level) for level in output.levels)
+    return Maps(levels, torch.from_numpy(output.tags))
+
+
+# --- the decode ----------------------------------------------------------------------------------
 
 
 def evaluation_decode(model: Model, changes: Mapping[str, Any] | None = None) -> DecodeSettings:
@@ -271,44 +208,67 @@ class SetPrediction:
     failed: list[str]
     """File names of those that could not be read: nobody was found in them."""
 
+    def add(self, image_id: int, poses: Poses) -> None:
+        self.results.extend(coco_results(poses, image_id=image_id))
+        self.num_people.append(len(poses.scores))
+        for stage, ms in poses.stage_ms.items():
+            self.stage_ms.setdefault(stage, []).append(ms)
+
 
 ImageEntry = Mapping[str, Any]
 """Of an annotation file: id, file_name, perhaps height and width."""
-Watch = Callable[[ImageEntry, Picture | None, Prediction | None], None]
+Watch = Callable[[ImageEntry, Poses | None], None]
 """Called after each picture; with None for one that cannot be read."""
 
 
 def predict_images(
-    predictor: Predictor,
+    estimate: Estimator,
     store: ImageStore,
     images: Sequence[ImageEntry],
     *,
-    grouping_of: Callable[[ImageEntry], Grouping] | None = None,
     watch: Watch | None = None,
 ) -> SetPrediction:
-    """Run pictures one by one; one that cannot be read is named, counted and left empty.
+    """Run pictures one by one; one that cannot be read is named, counted and left empty."""
+    done = SetPrediction([], [], {}, [])
+    for image, picture in readable_images(store, images, failed=done.failed):
+        poses = None
+        if picture is not None:
+            frame = frame_of_picture(picture, source="evaluation", index=int(image["id"]))
+            (poses,) = estimate([frame])
+            done.add(frame.index, poses)
+        if watch is not None:
+            watch(image, poses)
+    return done
 
-    Args:
-        grouping_of: makes of an image's entry what is called in place of the decode.
-    """
-    done = SetPrediction([], [], {name: [] for name in STAGES}, [])
+
+class StoredImages(NumberedSource):
+    """The readable pictures of a labelled set as a stream's source; each carries its image's id."""
+
+    def __init__(self, store: ImageStore, images: Sequence[ImageEntry]) -> None:
+        super().__init__("evaluation", SourceSettings(), num_frames=len(images))
+        self.failed: list[str] = []
+        """File names of those that could not be read."""
+        self._store, self._images = store, images
+
+    def _pictures(self) -> Generator[StreamPicture, None, None]:
+        for image, picture in readable_images(self._store, self._images, failed=self.failed):
+            if picture is not None:
+                yield StreamPicture(planes=(picture,), image_name=str(int(image["id"])))
+
+
+def readable_images(
+    store: ImageStore, images: Sequence[ImageEntry], *, failed: list[str]
+) -> Iterator[tuple[ImageEntry, Picture | None]]:
+    """Each image with its picture; None where it cannot be read: its name is put into failed."""
     for image in images:
-        picture, prediction = None, None
         try:
             picture = read_image(store, image)
         except ImageError as error:
-            logger.warning("nobody is found where nothing can be read: %s", error)
-            done.failed.append(str(image["file_name"]))
-        if picture is not None:
-            grouping = None if grouping_of is None else grouping_of(image)
-            prediction = predictor(picture, grouping=grouping)
-            done.results.extend(coco_results(int(image["id"]), prediction.people))
-            done.num_people.append(len(prediction.people.scores))
-            for stage, ms in prediction.stage_ms.items():
-                done.stage_ms[stage].append(ms)
-        if watch is not None:
-            watch(image, picture, prediction)
-    return done
+            logger.warning("skipping an unreadable image: %s", error)
+            failed.append(str(image["file_name"]))
+            yield image, None
+        else:
+            yield image, picture
 
 
 def read_image(store: ImageStore, image: ImageEntry) -> Picture:

@@ -46,7 +46,12 @@ from training.image_store import overview
 from training.losses import total_loss
 from training.metrics import check_results, evaluate_results, read_annotations
 from training.optimiser import make_optimiser, set_norms, set_rates
-from training.predict import Predictor, PredictSettings, evaluation_decode, predict_images
+from training.predict import (
+    PredictSettings,
+    evaluation_decode,
+    evaluation_estimator,
+    predict_images,
+)
 from training.progress import ProgressLine, start_logging
 from training.ranks import Ranks, join_ranks, leave_ranks
 from training.schedule import rate_factor
@@ -618,7 +623,7 @@ class _Validation:
             decode=evaluation_decode(model),
         )
         found = predict_images(
-            Predictor(engine, model, settings),
+            evaluation_estimator(engine, model, settings),
             self._store,
             self._images[ranks.rank :: ranks.world],
         )

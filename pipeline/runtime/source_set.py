@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -69,6 +69,7 @@ class SourceSet:
         queue: the i-th source's queue towards the network.
         placement: the GPUs that run the network in this process, which may decode as well.
         may_be_empty: the last source can be removed too.
+        opened: sources that need no opening, by their `input` in a configuration.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class SourceSet:
         queue: Callable[[int, SourceConfig], Queue],
         placement: Placement,
         may_be_empty: bool = False,
+        opened: Mapping[str, Source] | None = None,
     ) -> None:
         self.departed = Departed()
         self._stats = stats
@@ -86,6 +88,7 @@ class SourceSet:
         self._queue = queue
         self._placement = placement
         self._may_be_empty = may_be_empty
+        self._opened = opened or {}
         self._numbers = count()
         self._lock = threading.Lock()
         self._members: dict[str, _Member] = {}
@@ -117,10 +120,7 @@ class SourceSet:
             SourceError: there is nothing to read.
         """
         gpu = self._placement.emptiest()
-        settings = replace(
-            settings_of(config), device=decoding_device(config.decode, self._placement.device(gpu))
-        )
-        source = open_source(config.input, name=config.name, settings=settings)
+        source = self._opened.get(config.input) or self._open(config, gpu)
         with self._lock:
             self._give_name(source, wanted=config.name)
             queue = self._queue(next(self._numbers), config)
@@ -137,6 +137,12 @@ class SourceSet:
             if self._running:
                 stage.start()
         return source.name
+
+    def _open(self, config: SourceConfig, gpu: int | None) -> Source:
+        settings = replace(
+            settings_of(config), device=decoding_device(config.decode, self._placement.device(gpu))
+        )
+        return open_source(config.input, name=config.name, settings=settings)
 
     def start(self) -> None:
         with self._lock:

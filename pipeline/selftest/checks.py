@@ -23,11 +23,11 @@ from nets.engines.engine import Engine
 from nets.engines.tensorrt import BUILD_AFTER, TensorRtEngine
 from nets.engines.torch import TorchEngine
 from nets.skeletons import Skeleton
+from pipeline.estimator import Estimator
 from pipeline.gpu.stream_slots import STREAM_SLOTS, Gpus, GpuSettings, StreamSlot, StreamSlots
 from pipeline.inference import Inference
 from pipeline.messages import Poses
 from pipeline.poses import FindPoses
-from pipeline.preprocess import Preprocess
 from pipeline.selftest.ceilings import Ceilings, Floor, Stopwatch, floor_of
 from pipeline.selftest.report import Row
 from pipeline.selftest.stages import NUM_PEOPLE, Case, preprocess_stage
@@ -172,24 +172,13 @@ def engine_floor(case: Case, ceilings: Ceilings, precision: str, batch: int) -> 
 # ---- the whole way ------------------------------------------------------------------------------
 
 
-class Way:
-    """preprocess -> inference -> poses of single frames, as the stages do it one after the other.
-
-    Args:
-        GPUs: where preprocess and decode run; None: on the CPU.
-    """
-
-    def __init__(self, case: Case, engine: Engine, *, gpus: Gpus | None) -> None:
-        self._preprocess: Preprocess = preprocess_stage(case.model, gpus=gpus)
-        self._inference = Inference(engine)
-        self._find_poses = FindPoses(case.model.skeleton, case.decode)
-        self._frame = case.frame
-
-    def __call__(self) -> Poses:
-        (batch,) = self._preprocess([self._frame])
-        (output,) = self._inference(batch)
-        (poses,) = self._find_poses(output)
-        return poses
+def estimator_of(case: Case, engine: Engine, *, gpus: Gpus | None) -> Estimator:
+    """A stream's stages, with these weights; preprocess and decode on the GPUs, or on the CPU."""
+    return Estimator(
+        preprocess_stage(case.model, gpus=gpus),
+        Inference(engine),
+        FindPoses(case.model.skeleton, case.decode),
+    )
 
 
 def gpus_of(model: Model, gpu: Gpu, device: torch.device) -> Gpus:
@@ -209,12 +198,12 @@ def _new_stream(device: torch.device) -> Any:
 
 def whole_way_row(case: Case, engine: Engine, stopwatch: Stopwatch, *, gpus: Gpus | None) -> Row:
     """The demo picture's people, and how long one frame takes from its planes to poses."""
-    plainest = Way(case, TorchEngine(case.model, threads=None), gpus=None)
-    way = Way(case, engine, gpus=gpus)
-    want, got = plainest(), way()
+    plainest = estimator_of(case, TorchEngine(case.model, threads=None), gpus=None)
+    estimate = estimator_of(case, engine, gpus=gpus)
+    (want,), (got,) = plainest([case.frame]), estimate([case.frame])
     px_of_net = float(case.frame.size[0]) / case.net_size[0]
     same, note = compare_people(got, want, limits=LIMITS[engine.precision], scale=px_of_net)
-    ms = stopwatch.median_ms(way)
+    ms = stopwatch.median_ms(lambda: estimate([case.frame]))
     return Row(f"frame to poses, {engine.name} {engine.precision}", same, ms, note=note)
 
 

@@ -30,6 +30,7 @@ from nets.aggregation import Maps
 from nets.checkpoints import Model
 from nets.engines.torch import TorchEngine
 from pipeline.config import PosesConfig
+from pipeline.estimator import frame_of_picture
 from pipeline.messages import Frame
 from pipeline.poses import decode_settings
 from pipeline.preprocess import Preprocess
@@ -70,15 +71,7 @@ class Case:
 def make_case(model: Model, picture: np.ndarray | None = None) -> Case:
     """The demo's first picture, or another (h, w, 3) BGR one, through model on the CPU."""
     picture = demo.picture(0) if picture is None else picture
-    frame = Frame(
-        source="selftest",
-        index=0,
-        pts_seconds=0.0,
-        captured_ns=0,
-        captured_unix_s=0.0,
-        size=(picture.shape[0], picture.shape[1]),
-        planes=(picture,),
-    )
+    frame = frame_of_picture(picture, source="selftest")
     (batch,) = preprocess_stage(model)([frame])
     images = torch.from_numpy(batch.images)
     expected = TorchEngine(model, threads=None)(images)

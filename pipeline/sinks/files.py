@@ -32,6 +32,7 @@ from pipeline.sinks.outputs import (
     holds_something,
 )
 from pipeline.sinks.schema import (
+    coco_results,
     encode_json,
     new_session,
     pose_message,
@@ -236,7 +237,7 @@ class CocoResults:
 
     def _extend(self, poses: Poses, image_id: int) -> None:
         frame = poses.frame
-        self._lists[frame.source].extend(_coco_rows(poses, image_id))
+        self._lists[frame.source].extend(coco_results(poses, image_id=image_id, rounded=True))
         if frame.source in self._tables:
             row = {"id": image_id, "file_name": frame.image_name}
             self._tables[frame.source].extend([row])
@@ -298,19 +299,6 @@ class _JsonList:
             file.close()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return file
-
-
-def _coco_rows(poses: Poses, image_id: int) -> list[dict[str, Any]]:
-    keypoints = rounded_keypoints(poses.keypoints, pixel_digits=2)
-    return [
-        {
-            "image_id": image_id,
-            "category_id": 1,
-            "keypoints": _flat(person),
-            "score": round(score, 6),
-        }
-        for person, score in zip(keypoints, poses.scores.tolist(), strict=True)
-    ]
 
 
 def read_image_ids(path: Path) -> dict[str, int]:

@@ -142,6 +142,27 @@ def rounded_keypoints(keypoints: np.ndarray, *, pixel_digits: int) -> list[list[
     return cast(list[list[list[float]]], numbers.tolist())
 
 
+def coco_results(poses: Poses, *, image_id: int, rounded: bool = False) -> list[dict[str, Any]]:
+    """People as COCO keypoint results: one dict each.
+
+    Args:
+        rounded: to 0.01 pixel, keypoint scores to four digits and person scores to six.
+    """
+    keypoints, scores = poses.keypoints.tolist(), poses.scores.tolist()
+    if rounded:
+        keypoints = rounded_keypoints(poses.keypoints, pixel_digits=2)
+        scores = _rounded(poses.scores, 6)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": 1,
+            "keypoints": [number for keypoint in person for number in keypoint],
+            "score": score,
+        }
+        for person, score in zip(keypoints, scores, strict=True)
+    ]
+
+
 def _rounded(values: np.ndarray, digits: int) -> list[float]:
     return cast(list[float], (np.round(values.astype(np.float64), digits) + 0.0).tolist())
 

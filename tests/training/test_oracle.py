@@ -1,7 +1,7 @@
 """Half of the decode made perfect: true grouping of predicted peaks, and the reverse."""
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +10,17 @@ from kernels.decode import DecodeSettings
 from kernels.people import People
 from nets.engines.load import load_engine
 from nets.skeletons import COCO
+from pipeline.estimator import frame_of_picture
+from pipeline.messages import Poses
 from tests.support.painted import grid_people, paint, painted_model
 from training.data import LabelledImage
-from training.oracle import predicted_peaks_grouped, true_keypoints_grouped
-from training.predict import PictureMaps, Predictor, PredictSettings
+from training.oracle import (
+    FindPosesByOracle,
+    PictureMaps,
+    predicted_peaks_grouped,
+    true_keypoints_grouped,
+)
+from training.predict import PredictSettings, evaluation_estimator
 
 SIZE = (300, 420)
 MODEL = painted_model()
@@ -40,21 +47,23 @@ def decoded(
     picture: np.ndarray,
     *,
     without_tags: bool = False,
-) -> People:
-    """People in picture pixels, of an oracle that may be denied the tags."""
-    settings = DecodeSettings()
-    oracle = partial(group, image=image, skeleton=COCO, settings=settings)
+) -> Poses:
+    """Poses in picture pixels, of an oracle that may be denied the tags."""
 
-    def blind(maps: PictureMaps) -> People:
-        return oracle(maps._replace(tags=np.zeros_like(maps.tags)) if without_tags else maps)
+    def blind(maps: PictureMaps, **arguments: Any) -> People:
+        return group(maps._replace(tags=np.zeros_like(maps.tags)), **arguments)
 
-    run = Predictor(
-        load_engine(MODEL, engine="torch"), MODEL, PredictSettings(input_size=256, size_multiple=32)
+    stage = FindPosesByOracle(
+        blind if without_tags else group, {image.image_id: image}, COCO, DecodeSettings()
     )
-    return run(picture, grouping=blind).people
+    engine = load_engine(MODEL, engine="torch")
+    settings = PredictSettings(input_size=256, size_multiple=32)
+    estimate = evaluation_estimator(engine, MODEL, settings, find_poses=stage)
+    (poses,) = estimate([frame_of_picture(picture, source="test", index=image.image_id)])
+    return poses
 
 
-def from_the_left(people: People) -> np.ndarray:
+def from_the_left(people: Poses) -> np.ndarray:
     """(P, K, 3) keypoints."""
     return people.keypoints[np.argsort(people.keypoints[:, 0, 0])]
 

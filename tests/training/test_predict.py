@@ -1,5 +1,6 @@
 """A model as evaluation runs it, in the painted world where every keypoint is known."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -10,23 +11,21 @@ from torch import Tensor
 
 from kernels.decode import DecodeSettings
 from kernels.geometry import network_size
-from kernels.people import People
 from nets.aggregation import Maps
 from nets.engines.load import load_engine
 from nets.skeletons import COCO
+from pipeline.estimator import Estimator, frame_of_picture
 from pipeline.inference import Inference
-from pipeline.messages import Frame
+from pipeline.messages import NetOutput, Poses
 from pipeline.poses import FindPoses
 from pipeline.preprocess import Preprocess
 from tests.support.painted import grid_people, paint, painted_model
 from training.data import ImageStore
 from training.predict import (
     STAGES,
-    PictureMaps,
-    Predictor,
     PredictSettings,
-    coco_results,
     evaluation_decode,
+    evaluation_estimator,
     predict_images,
 )
 
@@ -35,40 +34,45 @@ MODEL = painted_model()
 SETTINGS = PredictSettings(input_size=256, size_multiple=32)
 
 
-def predictor(settings: PredictSettings = SETTINGS) -> Predictor:
-    return Predictor(load_engine(MODEL, engine="torch"), MODEL, settings)
+def estimator(settings: PredictSettings = SETTINGS) -> Estimator:
+    return evaluation_estimator(load_engine(MODEL, engine="torch"), MODEL, settings)
 
 
-def assert_found(people: People, expected: np.ndarray, *, within_px: float) -> None:
+def poses_of(picture: np.ndarray, settings: PredictSettings = SETTINGS) -> Poses:
+    (poses,) = estimator(settings)([frame_of_picture(picture, source="test")])
+    return poses
+
+
+def assert_found(poses: Poses, expected: np.ndarray, *, within_px: float) -> None:
     """Each expected person (P, K, 2) is found, and nobody else."""
-    assert people.keypoints.shape == (*expected.shape[:2], 3)
-    order = np.argsort(people.keypoints[:, 0, 0])
-    distance = np.abs(people.keypoints[order, :, :2] - expected).max()
+    assert poses.keypoints.shape == (*expected.shape[:2], 3)
+    order = np.argsort(poses.keypoints[:, 0, 0])
+    distance = np.abs(poses.keypoints[order, :, :2] - expected).max()
     assert distance < within_px
 
 
 def test_painted_people_are_found_in_picture_pixels() -> None:
     people = grid_people(3)
-    prediction = predictor()(paint(SIZE, people))
-    assert_found(prediction.people, people, within_px=2)
-    assert tuple(prediction.stage_ms) == STAGES
-    assert all(ms > 0 for ms in prediction.stage_ms.values())
+    poses = poses_of(paint(SIZE, people))
+    assert_found(poses, people, within_px=2)
+    assert tuple(poses.stage_ms) == STAGES
 
 
 @pytest.mark.parametrize("size", [(256, 384), (300, 411), (515, 377)])
-def test_people_are_those_of_the_streams_stages(size: tuple[int, int]) -> None:
+def test_the_decode_of_a_stream_differs_only_in_what_it_hides(size: tuple[int, int]) -> None:
+    """With the published settings a stream's stages give the very same numbers."""
     picture = paint(size, grid_people(2))
-    frame = Frame("test", 0, None, 0, 0.0, size, (picture,))
-    engine = load_engine(MODEL, engine="torch")
-    preprocess = Preprocess(
-        input_size=256, mean=MODEL.mean, std=MODEL.std, size_multiple=32, prefilter=False
+    stages = Estimator(
+        Preprocess(
+            input_size=256, mean=MODEL.mean, std=MODEL.std, size_multiple=32, prefilter=False
+        ),
+        Inference(load_engine(MODEL, engine="torch")),
+        FindPoses(COCO, DecodeSettings()),
     )
-    (net_input,) = preprocess([frame])
-    (output,) = Inference(engine)(net_input)
-    (poses,) = FindPoses(COCO, DecodeSettings())(output)
-    prediction = predictor()(picture)
-    np.testing.assert_array_equal(prediction.people.keypoints, poses.keypoints)
-    np.testing.assert_array_equal(prediction.people.scores, poses.scores)
+    (streamed,) = stages([frame_of_picture(picture, source="test")])
+    evaluated = poses_of(picture)
+    np.testing.assert_array_equal(evaluated.keypoints, streamed.keypoints)
+    np.testing.assert_array_equal(evaluated.scores, streamed.scores)
 
 
 class Recorder:
@@ -87,44 +91,57 @@ class Recorder:
 
 
 class Keeper:
-    """A grouping that keeps the maps it is given and finds nobody."""
+    """Keeps the maps that the decode would get and finds nobody."""
 
-    maps: PictureMaps
+    output: NetOutput
 
-    def __call__(self, maps: PictureMaps) -> People:
-        self.maps = maps
-        empty = np.zeros((0, 17, 3), np.float32)
-        none = np.zeros(0, np.float32)
-        return People(empty, none, np.zeros((0, 17), np.bool_), np.zeros((0, 1), np.float32))
+    def __call__(self, output: NetOutput) -> Iterator[Poses]:
+        self.output = output
+        return FindPoses(COCO, DecodeSettings())(output)
 
 
-def run_recorded(settings: PredictSettings, size: tuple[int, int]) -> tuple[Recorder, PictureMaps]:
+def run_recorded(settings: PredictSettings, size: tuple[int, int]) -> tuple[Recorder, NetOutput]:
     engine, keeper = Recorder(), Keeper()
-    run = Predictor(engine, MODEL, settings)  # type: ignore[arg-type]  # a name of its own
-    run(np.zeros((*size, 3), np.uint8), grouping=keeper)
-    return engine, keeper.maps
+    estimate = evaluation_estimator(
+        engine,  # type: ignore[arg-type]  # a name of its own
+        MODEL,
+        settings,
+        find_poses=keeper,
+    )
+    estimate([frame_of_picture(np.zeros((*size, 3), np.uint8), source="test")])
+    return engine, keeper.output
 
 
 def test_scales_have_the_published_sizes_and_meet_at_scale_one() -> None:
     settings = PredictSettings(input_size=512, size_multiple=64, scales=(0.5, 1, 2))
-    engine, maps = run_recorded(settings, (480, 640))
+    engine, output = run_recorded(settings, (480, 640))
     assert sorted(size[2:] for size in engine.sizes) == [(256, 384), (512, 768), (1024, 1536)]
-    assert maps.net_size == (512, 768)
-    assert [level.shape for level in maps.levels] == [(17, 512, 768)]
-    assert maps.tags.shape == (17, 512, 768, 1)
+    assert output.net_size == (512, 768)
+    assert [level.shape for level in output.levels] == [(1, 17, 512, 768)]
+    assert output.tags.shape == (1, 17, 512, 768, 1)
+
+
+def test_a_scale_alone_is_seen_at_the_size_of_scale_one() -> None:
+    settings = PredictSettings(input_size=256, size_multiple=64, scales=(2,))
+    engine, output = run_recorded(settings, (256, 384))
+    assert engine.sizes == [(1, 3, 512, 768)]
+    assert output.net_size == (256, 384)
+    assert output.image_from_net[0, 0, 0] == pytest.approx(1)
 
 
 def test_the_flip_test_runs_the_mirror_and_doubles_the_tags() -> None:
     settings = PredictSettings(input_size=256, size_multiple=64, flip=True)
-    engine, maps = run_recorded(settings, (256, 256))
+    engine, output = run_recorded(settings, (256, 256))
     assert engine.sizes == [(2, 3, 256, 256)]
-    assert maps.tags.shape == (17, 64, 64, 2)
+    assert output.tags.shape == (1, 17, 64, 64, 2)
 
 
 def test_several_scales_find_painted_people() -> None:
     people = grid_people(2)
     settings = PredictSettings(input_size=256, size_multiple=32, scales=(1, 2))
-    assert_found(predictor(settings)(paint(SIZE, people)).people, people, within_px=3)
+    poses = poses_of(paint(SIZE, people), settings)
+    assert_found(poses, people, within_px=3)
+    assert tuple(poses.stage_ms) == STAGES
 
 
 def test_an_elongated_picture_fits_where_it_is_told_to() -> None:
@@ -133,7 +150,7 @@ def test_an_elongated_picture_fits_where_it_is_told_to() -> None:
     picture = paint(size, people)
     capped = PredictSettings(input_size=256, size_multiple=32, max_long_side=768)
     assert max(network_size(size, input_size=256, size_multiple=32)) > 768
-    assert_found(predictor(capped)(picture).people, people, within_px=3)
+    assert_found(poses_of(picture, capped), people, within_px=3)
 
 
 @pytest.mark.parametrize(
@@ -191,15 +208,6 @@ def test_a_decode_setting_of_the_weights_that_is_none() -> None:
 # --- results and many pictures -------------------------------------------------------------------
 
 
-def test_coco_results_hold_every_person_whole() -> None:
-    people = predictor()(paint(SIZE, grid_people(2))).people
-    rows = coco_results(42, people)
-    assert [row["score"] for row in rows] == people.scores.tolist()
-    assert {(row["image_id"], row["category_id"]) for row in rows} == {(42, 1)}
-    flat = np.array([row["keypoints"] for row in rows])
-    np.testing.assert_array_equal(flat.reshape(-1, 17, 3), people.keypoints)
-
-
 def test_what_cannot_be_read_is_named_and_counted(tmp_path: Path) -> None:
     for i in (1, 2):
         cv2.imwrite(str(tmp_path / f"{i}.png"), paint(SIZE, grid_people(i)))
@@ -208,19 +216,17 @@ def test_what_cannot_be_read_is_named_and_counted(tmp_path: Path) -> None:
     images = [
         {"id": 10 * i, "file_name": f"{i}.png", "height": 256, "width": 384} for i in range(1, 6)
     ]
-    watched: list[tuple[int, bool, bool]] = []
+    watched: list[tuple[int, int | None]] = []
     done = predict_images(
-        predictor(),
+        estimator(),
         ImageStore(tmp_path),
         images,
-        watch=lambda image, picture, prediction: watched.append(
-            (image["id"], picture is not None, prediction is not None)
+        watch=lambda image, poses: watched.append(
+            (image["id"], None if poses is None else len(poses.scores))
         ),
     )
     assert done.failed == ["3.png", "4.png", "5.png"]  # damaged, of another size, not there
     assert done.num_people == [1, 2]
     assert [row["image_id"] for row in done.results] == [10, 20, 20]
     assert {name: len(ms) for name, ms in done.stage_ms.items()} == dict.fromkeys(STAGES, 2)
-    assert watched == [(10, True, True), (20, True, True)] + [
-        (10 * i, False, False) for i in (3, 4, 5)
-    ]
+    assert watched == [(10, 1), (20, 2)] + [(10 * i, None) for i in (3, 4, 5)]
