@@ -73,6 +73,8 @@ setup: .venv/.ready
 	  $(PY) -m pip install --quiet $(TORCH); \
 	fi
 	$(PY) -m pip install --quiet --constraint constraints.txt '.[cpu,train,dev]'
+	@# The clone itself is what runs here: a copy of today's posestream would soon be an old one.
+	$(PY) -m pip uninstall --quiet --yes posestream
 	@# Where libGL is missing (servers, containers) only the headless OpenCV can be imported.
 	@$(PY) -c 'import cv2' 2>/dev/null || { \
 	  echo "cv2 cannot be imported (libGL is missing): installing opencv-python-headless instead; --show will not work"; \

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import run_stream
-from pipeline.config import ConfigError, StreamConfig
+from common.settings import ConfigError
+from pipeline.config import StreamConfig
 from pipeline.options import OPTIONS, SETTING_OF, SWITCHED_OFF, config_of_options
 
 
