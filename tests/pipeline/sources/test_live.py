@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -37,7 +37,7 @@ from tests.support.clips import (
 from tests.support.rtsp_server import RtspServer, why_unavailable
 from tests.support.scripted_rtmp import scripted_rtmp
 from tests.support.scripted_rtsp import scripted_rtsp
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 needs_rtsp_server = pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable())
 
@@ -81,6 +81,11 @@ def test_rtsp_goes_on_after_a_kill_and_after_a_freeze(
     with RtspServer(clip) as server:
         source = open_with(server.url, read_timeout_seconds=0.5)
         assert source.live
+
+        def once_lost(mend: Callable[[], None]) -> None:
+            wait_until(lambda: source.status.state == "reconnecting")
+            mend()
+
         numbers = []
         for frame in source.frames():
             numbers.append(frame.index)
@@ -88,10 +93,10 @@ def test_rtsp_goes_on_after_a_kill_and_after_a_freeze(
             assert frame.live
             if frame.index == 10:
                 server.kill()
-                threading.Timer(1.0, server.start).start()
+                threading.Thread(target=once_lost, args=(server.start,)).start()
             if frame.index == 50:
                 server.freeze()
-                threading.Timer(2.0, server.thaw).start()
+                threading.Thread(target=once_lost, args=(server.thaw,)).start()
             if frame.index == 80:
                 source.stop()
     assert numbers == list(range(81))
@@ -106,7 +111,7 @@ def test_rtsp_goes_on_after_a_kill_and_after_a_freeze(
 @needs_rtsp_server
 def test_a_connection_that_a_restarting_server_forgets_is_given_up_early(clip: Path) -> None:
     with RtspServer(clip) as server:
-        source = open_with(server.url, open_timeout_seconds=80.0)
+        source = open_with(server.url, open_timeout_seconds=10 * PATIENCE_SECONDS)
         with reading(source) as numbers:
             wait_until(lambda: bool(numbers))
             server.kill()
@@ -137,9 +142,10 @@ def test_a_camera_that_has_answered_is_given_more_time_with_every_try() -> None:
 
 @needs_rtsp_server
 def test_rtsp_passwords_open_the_stream_and_stay_secret(
-    clip: Path, caplog: pytest.LogCaptureFixture
+    clip: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr("pipeline.sources.live.refused_seconds", lambda _: 10 * PATIENCE_SECONDS)
     with RtspServer(clip, user="me", password="geheim") as server:
         right, wrong = (server.url.replace("//", f"//me:{word}@") for word in ("geheim", "falsch"))
         assert len(read(right, max_frames=5)) == 5
@@ -148,7 +154,7 @@ def test_rtsp_passwords_open_the_stream_and_stay_secret(
         with pytest.raises(SourceError, match="404"):
             read(right.replace("live", "nothing"), reconnect=False)
         source = open_with(wrong)
-        # It waits half a minute before it tries again (a camera would lock it out), yet stops now.
+        # It waits long before it tries again (a camera would lock it out), yet stops now.
         with reading(source):
             wait_until(lambda: source.status.state == "refused")
     for text in (str(raised.value), caplog.text, source.name):
@@ -222,7 +228,7 @@ def test_a_stream_that_is_not_there_yet_is_picked_up_and_its_states_are_told(
 ) -> None:
     caplog.set_level(logging.INFO)
     server = RtspServer(clip)
-    source = open_with(server.url, read_timeout_seconds=0.5)
+    source = open_with(server.url)
     seen: list[str] = []
 
     def state_is(state: str) -> bool:
@@ -242,7 +248,7 @@ def test_a_stream_that_is_not_there_yet_is_picked_up_and_its_states_are_told(
         server.freeze()
         wait_until(lambda: state_is("stalled"))
         wait_until(lambda: state_is("reconnecting"))
-        assert source.status.reason == "no data for 0.5 seconds"
+        assert source.status.reason == "no data for 2 seconds"
         server.thaw()
         wait_until(lambda: state_is("live"))
     told = [state for state, _ in groupby(state for state in seen if state != "stalled")]
@@ -319,7 +325,9 @@ def test_a_no_is_told_and_not_asked_again_at_once(answer: str, state: str, word:
             assert "geheim" not in source.status.reason
             before = list(asked)
             if state == "refused":
-                time.sleep(1.2)  # longer than other failures wait
+                failing = scripted_rtsp("500 Internal Error")  # which is tried every second
+                with failing as (other, others), reading(open_with(other)):
+                    wait_until(lambda: others.count("DESCRIBE") > 2)
                 assert asked == before
             else:
                 wait_until(lambda: len(asked) > len(before))
@@ -348,8 +356,10 @@ def test_a_camera_that_promises_and_sends_nothing_is_silent(transport: str) -> N
 def test_stop_does_not_wait_for_a_camera_that_never_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        source = open_with(f"rtsp://127.0.0.1:{port}/live", open_timeout_seconds=50.0)
-        with reading(source):  # which would lose its patience before those 50 seconds
+        source = open_with(
+            f"rtsp://127.0.0.1:{port}/live", open_timeout_seconds=10 * PATIENCE_SECONDS
+        )
+        with reading(source):  # which would lose its patience long before
             listener.accept()
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from pipeline.sources.status import SourceHealth, SourceState
 
 
@@ -36,9 +34,10 @@ def test_silence_reads_as_stalled_since_the_last_frame_and_frames_end_it() -> No
     clock.seconds += 1.0
     assert health.status.state == "live"
     clock.seconds += 0.5
-    status = health.status
+    before, status, after = time.time(), health.status, time.time()
     assert (status.state, status.reason) == (SourceState.STALLED, "no frame for 1.5 s")
-    assert status.since_unix_s == pytest.approx(time.time() - 1.5, abs=0.5)
+    assert status.since_unix_s is not None
+    assert before <= status.since_unix_s + 1.5 <= after
     health.saw_frame()
     assert health.status.state == "live"
 
@@ -59,10 +58,11 @@ def test_losses_are_counted_by_word_and_a_state_keeps_its_beginning() -> None:
     for reason, word in (("gone", "ended"), ("refused", "connection_refused"), ("gone", "ended")):
         health.lost(SourceState.RECONNECTING, reason=reason, word=word)
         clock.seconds += 10
-    status = health.status
+    before, status, after = time.time(), health.status, time.time()
     assert (status.state, status.reason) == (SourceState.RECONNECTING, "gone")
     assert status.retries == {"ended": 2, "connection_refused": 1}
     assert (status.tainted, status.left_out) == (1, 1)
-    assert status.since_unix_s == pytest.approx(time.time() - 30, abs=0.5)
+    assert status.since_unix_s is not None
+    assert before <= status.since_unix_s + 30 <= after
     health.ended("enough")
     assert (health.status.state, health.status.reason) == (SourceState.ENDED, "enough")

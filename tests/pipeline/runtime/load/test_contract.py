@@ -18,6 +18,7 @@ from torch import Tensor
 
 from common.settings import ConfigError
 from pipeline.config import ContractConfig, StreamConfig
+from pipeline.messages import Poses
 from pipeline.runtime.load import contract
 from pipeline.runtime.load.contract import check_contract, steps_for
 from pipeline.runtime.load.load_control import Timing
@@ -30,7 +31,10 @@ SIDE = 192
 
 
 def stream_of(
-    *sources: dict[str, Any], seconds: float, settings: dict[str, Any]
+    *sources: dict[str, Any],
+    seconds: float | list[float],
+    settings: dict[str, Any],
+    sinks: dict[str, Callable[[Poses], None]] | None = None,
 ) -> tuple[Stream, Callable[[], set[int]]]:
     """A stream of live patterns; and the input sizes that its network has met since last asked."""
     tree = {
@@ -45,10 +49,11 @@ def stream_of(
         """As asked for SIDE x SIDE, fewer for smaller pictures."""
         batch, _, height, width = images.shape
         met.append(height)
-        return seconds * batch * height * width / SIDE**2
+        whole = seconds[0] if isinstance(seconds, list) else seconds
+        return whole * batch * height * width / SIDE**2
 
     model = replace(painted_model(), net=SeesNobody(seconds_of).eval(), size_multiple=32)
-    stream = Stream(StreamConfig.model_validate(tree), model=model)
+    stream = Stream(StreamConfig.model_validate(tree), model=model, sinks=sinks)
 
     def sizes() -> set[int]:
         since, met[:] = set(met), []
@@ -67,11 +72,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Timing:
 def test_a_stream_steps_down_and_comes_back(
     quick: Timing, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Four cameras are twice too much; one alone is half of what fits."""
+    """Four cameras are twice too much; one alone on a quicker machine is next to nothing."""
     caplog.set_level(logging.INFO, "pipeline.runtime.load.contract")
     sources = [{"name": f"cam{i}"} for i in range(4)]
     settings = {"contract": {"target_fps": 4}, "recorder": {"jsonl": str(tmp_path / "out.jsonl")}}
-    stream, sizes = stream_of(*sources, seconds=0.12, settings=settings)
+    seconds = [0.12]
+    stream, sizes = stream_of(*sources, seconds=seconds, settings=settings)
     with running(stream):
 
         def load() -> Any:
@@ -85,6 +91,7 @@ def test_a_stream_steps_down_and_comes_back(
         assert status["input_size"] < SIDE
         assert "4 sources should give" in status["reason"]
         assert f"input {load()['input_size']}" in load()["text"]
+        seconds[0] = 0.01
         for source in sources[1:]:
             stream.remove_source(source["name"])
         wait_until(lambda: load()["step"] == 0)
@@ -124,13 +131,21 @@ def _results(stream: Stream) -> list[int]:
 
 
 def test_without_too_much_to_do_a_camera_gets_what_was_asked_for(quick: Timing) -> None:
-    stream, _ = stream_of({"name": "cam"}, seconds=0.005, settings={"contract": {"target_fps": 5}})
+    captured_ns: list[int] = []
+    stream, _ = stream_of(
+        {"name": "cam"}, seconds=0.005, settings={"contract": {"target_fps": 5}},
+        sinks={"note": lambda poses: captured_ns.append(poses.frame.captured_ns)},
+    )  # fmt: skip
     with running(stream):
-        wait_until(lambda: _results(stream) and _results(stream)[0] >= 20)
-        snapshot = stream.stats.snapshot()
+        wait_until(lambda: len(captured_ns) >= 20)
+    snapshot = stream.stats.snapshot()
     assert snapshot["load"] is not None
     assert snapshot["load"]["changes"] == 0
-    assert snapshot["sources"]["cam"]["fps"] == pytest.approx(5.0, rel=0.15)
+    # By the camera's own times, which is as many as it offers where the machine makes it late.
+    fps = (len(captured_ns) - 1) / (captured_ns[-1] - captured_ns[0]) * 1e9
+    frames = snapshot["stages"]["decoder:cam"]["frames"]
+    offered_fps = fps * frames / len(captured_ns)
+    assert min(5.0, offered_fps) * 0.8 < fps < 5.0 * 1.15
 
 
 def test_frames_that_come_too_late_are_counted_and_none_is_lost() -> None:

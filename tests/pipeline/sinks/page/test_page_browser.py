@@ -14,6 +14,7 @@ import pytest
 from pipeline.runtime.stats import LoadSnapshot
 from pipeline.sinks.overlay import SIDE_COLORS
 from tests.support.page_stand import COLOR_BGR, LOST, Stand, feeding, serving
+from tests.support.waiting import PATIENCE_SECONDS
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = (
@@ -44,6 +45,7 @@ def browser() -> Iterator[Any]:
 def tab(browser: Any) -> Iterator[Any]:
     """A tab of its own; whatever it complains about on its console fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(1e3 * PATIENCE_SECONDS)
     tab = context.new_page()
     complaints: list[str] = []
     tab.on("pageerror", lambda error: complaints.append(str(error)))
@@ -141,18 +143,18 @@ def test_states_are_told_and_a_camera_that_is_lost_is_veiled(tab: Any) -> None:
         veil = tab.locator('article[data-name="door"] .veil')
         assert not veil.is_visible()
         stand.statuses["door"] = LOST
-        veil.wait_for(state="visible", timeout=5000)
+        veil.wait_for(state="visible")
         assert "reconnecting for" in veil.inner_text()
         assert "Connection refused" in veil.inner_text()
         stand.statuses["door"] = replace(LOST, state="ended", reason="")
-        veil.locator("text=/^ended .* ago$/").wait_for(timeout=5000)
+        veil.locator("text=/^ended .* ago$/").wait_for()
         assert tab.locator("#summary").inner_text() == "2 cameras, 1 live"
         assert tab.locator('article[data-name="cam1"] .latency').inner_text() == "31 / 44 / 61"
         assert tab.locator('article[data-name="cam1"] .dropped').inner_text() == "3"
         del stand.statuses["door"]
-        tab.wait_for_selector('article[data-name="door"]', state="detached", timeout=5000)
+        tab.wait_for_selector('article[data-name="door"]', state="detached")
         stand.statuses['<img src="x">'] = LOST
-        tab.locator("h2").nth(1).wait_for(timeout=5000)
+        tab.locator("h2").nth(1).wait_for()
         assert tab.locator("h2").nth(1).inner_text() == '<img src="x">'
 
 
@@ -162,7 +164,7 @@ def test_what_is_given_up_under_load_stands_in_the_header_while_it_is(tab: Any) 
     with serving(stand) as page:
         tab.goto(page.url)
         load = tab.locator("#load")
-        load.wait_for(state="visible", timeout=5000)
+        load.wait_for(state="visible")
         assert load.inner_text() == f"reduced: {LOAD['text']}"
         assert load.get_attribute("title") == LOAD["reason"]
         tab.set_viewport_size({"width": 390, "height": 844})
@@ -170,7 +172,7 @@ def test_what_is_given_up_under_load_stands_in_the_header_while_it_is(tab: Any) 
         pills = [pill.bounding_box()["y"] for pill in tab.locator("#switches label").all()]
         assert max(pills) == min(pills), "one row"
         told[0] = {**LOAD, "step": 0, "reason": ""}
-        load.wait_for(state="hidden", timeout=5000)
+        load.wait_for(state="hidden")
 
 
 def test_it_comes_back_by_itself_when_the_server_does(tab: Any) -> None:
@@ -182,7 +184,7 @@ def test_it_comes_back_by_itself_when_the_server_does(tab: Any) -> None:
     tab.wait_for_selector("body.offline")
     assert "trying again" in tab.locator("#summary").inner_text()
     with serving(stand, serve=address) as page, feeding(page, stand, "cam1"):
-        tab.wait_for_selector("body:not(.offline)", timeout=10_000)
+        tab.wait_for_selector("body:not(.offline)")
         wait_for_frame(tab, "cam1")
     tab.complaints[:] = [line for line in tab.complaints if "ERR_CONNECTION" not in line]
 
