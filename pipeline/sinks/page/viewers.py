@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 _ON_THEIR_WAY = 2  # frames of one source; one would leave the line idle while it is acknowledged
@@ -33,12 +33,12 @@ class View(NamedTuple):
 class Viewer:
     """One client."""
 
-    def __init__(self, audience: Audience) -> None:
+    def __init__(self, audience: Audience, now: Callable[[], float]) -> None:
         self.wants: dict[str, View] = {}
         """By source."""
         self.heard = 0
         """Messages that came from it, lately."""
-        self._audience = audience
+        self._audience, self._now = audience, now
         self._on_their_way: Counter[str] = Counter()
         self._waiting: list[bytes] = []
         self._changed = asyncio.Event()
@@ -62,29 +62,34 @@ class Viewer:
         """A frame of the source has been seen, so the next one is due."""
         if self._on_their_way[source] > 0:
             self._on_their_way[source] -= 1
-            self._waits_since = time.monotonic() if self._on_their_way.total() else None
+            self._waits_since = self._now() if self._on_their_way.total() else None
             self._audience.reckon(source)
 
     @property
     def silent_seconds(self) -> float:
         """How long it has acknowledged nothing, though something was sent."""
-        return 0.0 if self._waits_since is None else time.monotonic() - self._waits_since
+        return 0.0 if self._waits_since is None else self._now() - self._waits_since
 
     def is_due(self, source: str) -> bool:
         return source in self.wants and self._on_their_way[source] < _ON_THEIR_WAY
 
     def take(self, source: str, body: bytes) -> None:
         if self._waits_since is None:
-            self._waits_since = time.monotonic()
+            self._waits_since = self._now()
         self._on_their_way[source] += 1
         self._waiting.append(body)
         self._changed.set()
 
 
 class Audience:
-    """All viewers."""
+    """All viewers.
 
-    def __init__(self) -> None:
+    Args:
+        now: the clock, in seconds; tests give their own.
+    """
+
+    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         self._viewers: set[Viewer] = set()
         self._wanted: dict[str, frozenset[View]] = {}  # replaced whole, so any thread may read
 
@@ -92,7 +97,7 @@ class Audience:
         return len(self._viewers)
 
     def join(self) -> Viewer:
-        viewer = Viewer(self)
+        viewer = Viewer(self, self._now)
         self._viewers.add(viewer)
         return viewer
 

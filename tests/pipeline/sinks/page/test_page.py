@@ -27,7 +27,7 @@ from pipeline.config import SourceConfig
 from pipeline.sinks.page.page import Page
 from pipeline.sinks.sink import ForgetsSources
 from tests.support.page_stand import COLOR_BGR, Stand, feeding, picture_of, serving, split_body
-from tests.support.waiting import PATIENCE_SECONDS
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 TOKEN = "a-token-of-twenty-four-c"
 
@@ -42,7 +42,7 @@ def ask(
     """(status, headers, body) of one request on its own connection."""
     url = urlsplit(base(page))
     assert url.hostname is not None
-    connection = http.client.HTTPConnection(url.hostname, url.port, timeout=10)
+    connection = http.client.HTTPConnection(url.hostname, url.port, timeout=PATIENCE_SECONDS)
     connection.request(
         method, path, body, {name.replace("_", "-"): text for name, text in headers.items()}
     )
@@ -111,7 +111,8 @@ def test_what_is_not_acknowledged_is_not_followed_by_more() -> None:
         await connection.send_json({"watch": {"cam1": 320}})
         first, _ = await next_frame(connection)
         second, _ = await next_frame(connection)
-        await asyncio.sleep(0.5)  # ten frames
+        while stand.index < second["frame"] + 10:
+            await asyncio.sleep(0.01)
         await connection.send_json({"seen": "cam1"})
         newest, _ = await next_frame(connection)
         assert second["frame"] - first["frame"] <= 2
@@ -157,7 +158,9 @@ def test_with_nobody_looking_no_picture_is_made(monkeypatch: pytest.MonkeyPatch)
         async with aiohttp.ClientSession() as session:
             other = await session.ws_connect(connection._response.url)
             await other.send_json({"watch": {"cam1": 320}})
-            await asyncio.sleep(0.3)
+            viewers = page._server.audience._viewers
+            while sum(viewer.is_due("cam1") for viewer in viewers) < 2:
+                await asyncio.sleep(0.01)
             page(stand.poses("cam1"))
             page(stand.poses("door"))
             for viewer in (connection, other):
@@ -168,10 +171,7 @@ def test_with_nobody_looking_no_picture_is_made(monkeypatch: pytest.MonkeyPatch)
         assert encoded == []
         look(page, scene)
         assert encoded == [320], "one picture for two viewers, none of what nobody watches"
-        deadline = time.monotonic() + 5
-        while len(page._server.audience):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: not len(page._server.audience))
         page(stand.poses("cam1"))
         assert encoded == [320]
 
@@ -342,7 +342,7 @@ def test_where_others_may_come_from_a_token_is_made_and_told_once(
 # --- who misbehaves ------------------------------------------------------------------------------
 
 
-def raw(page: Page, data: bytes, *, seconds: float = 5.0) -> bytes:
+def raw(page: Page, data: bytes, *, seconds: float = PATIENCE_SECONDS) -> bytes:
     """The head of what the server answers to these bytes; empty if it just hangs up."""
     url = urlsplit(base(page))
     with socket.create_connection((url.hostname, url.port), timeout=seconds) as connection:
@@ -434,25 +434,20 @@ def test_connections_beyond_the_limit_are_turned_away() -> None:
     with serving(Stand(), max_connections=3) as page:
         url = urlsplit(base(page))
         held = [socket.create_connection((url.hostname, url.port)) for _ in range(3)]
-        time.sleep(0.2)
-        assert ask(page, "GET", "/healthz")[0] == 503
+        wait_until(lambda: ask(page, "GET", "/healthz")[0] == 503)
         for connection in held:
             connection.close()
-        time.sleep(0.2)
-        assert ask(page, "GET", "/healthz")[0] == 200
+        wait_until(lambda: ask(page, "GET", "/healthz")[0] == 200)
 
 
 def test_viewers_that_left_while_no_frame_came_hold_no_connection() -> None:
     request = b"GET /mjpeg/cam1 HTTP/1.1\r\n" + HOST + b"\r\n"
     with serving(Stand(), max_connections=4) as page:
         for _ in range(8):
-            deadline = time.monotonic() + 5
-            while b" 200 " not in raw(page, request):  # the server may be busy with a goodbye
-                assert time.monotonic() < deadline, "connections of those who left are kept"
-        deadline = time.monotonic() + 5
-        while len(page._server.audience):
-            assert time.monotonic() < deadline, "somebody who left is still a viewer"
-            time.sleep(0.02)
+            wait_until(  # the server may be busy with a goodbye
+                lambda: b" 200 " in raw(page, request), "connections of those who left are kept"
+            )
+        wait_until(lambda: not len(page._server.audience), "somebody who left is still a viewer")
         assert ask(page, "GET", "/healthz")[0] == 200
 
 
@@ -500,16 +495,15 @@ def test_silent_and_deaf_clients_are_dropped(monkeypatch: pytest.MonkeyPatch) ->
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.connect((url.hostname, url.port))
         deaf.sendall(b"GET /mjpeg/cam1 HTTP/1.1\r\n" + HOST + b"\r\n")
-        half.settimeout(8)
+        half.settimeout(PATIENCE_SECONDS)
         assert half.recv(1000) == b""
-        deadline = time.monotonic() + 10
-        while not len(page._server.audience):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        while len(page._server.audience):
-            assert time.monotonic() < deadline, "a client that takes nothing is still kept"
+
+        def is_dropped() -> bool:
             page(stand.poses("cam1", image=noise))
-            time.sleep(0.02)
+            return not len(page._server.audience)
+
+        wait_until(lambda: len(page._server.audience))
+        wait_until(is_dropped, "a client that takes nothing is still kept")
         with feeding(page, stand, "cam1"):
             assert look(page, say_nothing) == 1008
         for connection in (half, deaf):
@@ -531,7 +525,7 @@ def test_noise_leaves_nothing_behind() -> None:
         for _ in range(count):
             url = urlsplit(base(page))
             data = b"".join(rng.choices(words, k=rng.randrange(1, 20)))
-            with socket.create_connection((url.hostname, url.port), timeout=5) as connection:
+            with socket.create_connection((url.hostname, url.port)) as connection:
                 connection.sendall(data)
                 connection.settimeout(0.002)
                 with contextlib.suppress(ConnectionError, TimeoutError):
@@ -539,18 +533,14 @@ def test_noise_leaves_nothing_behind() -> None:
 
     with serving(stand) as page, feeding(page, stand, "cam1", fps=50):
         noise(100)
-        time.sleep(0.5)
+        wait_until(lambda: not len(page._server.audience))
         gc.collect()
         before = process.num_fds(), threading.active_count(), process.memory_info().rss
         noise(400)
-        deadline = time.monotonic() + 20
-        while process.num_fds() > before[0] or len(page._server.audience):
-            assert time.monotonic() < deadline, (
-                process.num_fds(),
-                before,
-                len(page._server.audience),
-            )
-            time.sleep(0.1)
+        wait_until(
+            lambda: process.num_fds() <= before[0] and not len(page._server.audience),
+            lambda: f"{process.num_fds()} files, {before}, {len(page._server.audience)} viewers",
+        )
         gc.collect()
         assert threading.active_count() <= before[1] + 1
         assert process.memory_info().rss < before[2] + 8_000_000

@@ -53,14 +53,22 @@ def test_a_slow_viewer_costs_nothing_and_does_not_hold_back_a_fast_one() -> None
     assert [asyncio.run(slow.receive()) for _ in range(2)] == [bytes([1]), b"new"]
 
 
-def test_silence_is_reckoned_only_while_something_is_on_its_way() -> None:
-    audience = Audience()
+def test_silence_is_counted_only_while_something_is_on_its_way() -> None:
+    seconds = [100.0]
+    audience = Audience(now=lambda: seconds[0])
     viewer = audience.join()
     viewer.watch({"cam1": SMALL})
+    seconds[0] += 5
     assert viewer.silent_seconds == 0.0
     audience.deliver("cam1", {SMALL: b"x"})
-    asyncio.run(asyncio.sleep(0.02))
-    assert viewer.silent_seconds > 0.0
+    seconds[0] += 2
+    audience.deliver("cam1", {SMALL: b"y"})
+    seconds[0] += 1
+    assert viewer.silent_seconds == 3.0
+    viewer.acknowledge("cam1")
+    assert viewer.silent_seconds == 0.0
+    seconds[0] += 4
+    assert viewer.silent_seconds == 4.0, "the second is still on its way"
     viewer.acknowledge("cam1")
     assert viewer.silent_seconds == 0.0
 

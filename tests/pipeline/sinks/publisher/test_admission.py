@@ -72,7 +72,7 @@ def friend(context: zmq.Context[Sub], publisher: Publisher, keys: Path, name: st
     return subscriber(context, publisher.endpoint, pair=pair, server=keys / "server.key")
 
 
-def served(publisher: Publisher, sub: Sub, *, seconds: float = 10.0) -> bool:
+def served(publisher: Publisher, sub: Sub, *, seconds: float = PATIENCE_SECONDS) -> bool:
     """Publish until the subscriber gets a message of after this call."""
     after = time.monotonic_ns()
     deadline = time.monotonic() + seconds

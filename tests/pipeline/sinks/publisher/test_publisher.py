@@ -381,7 +381,7 @@ def test_the_examples_print_people(command: list[str], with_keys: bool, tmp_path
     )
     reader.start()
     index = 0
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while reader.is_alive() and time.monotonic() < deadline:
         for source in ("cam10", "cam1"):
             publisher(poses_of(PEOPLE, source=source, index=index))
