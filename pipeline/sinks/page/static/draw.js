@@ -89,16 +89,16 @@ function drawSkeleton(context, person, points, skeleton, colors, width) {
   });
 }
 
-function drawLabel(context, person, place, scale, look, taken) {
+function drawLabel(context, person, place, look, taken) {
   const text = person.id === null ? person.score.toFixed(2)
     : `#${person.id}  ${person.score.toFixed(2)}`;
   const height = look.textHeight;
   context.font = `600 ${height}px system-ui, sans-serif`;
   const pad = 0.35 * height;
   const size = [context.measureText(text).width + 2 * pad, height + 2 * pad];
-  const [x, y] = place(person.bbox);
+  const [x, y, width] = boxOnCanvas(person, place);
   const clamp = (value, most) => Math.max(0, Math.min(value, most));
-  const left = clamp(x + (person.bbox[2] * scale - size[0]) / 2, context.canvas.width - size[0]);
+  const left = clamp(x + (width - size[0]) / 2, context.canvas.width - size[0]);
   let top = clamp(y - size[1] - 3 * pad, context.canvas.height - size[1]);
   for (const other of taken.sort((one, two) => two[3] - one[3])) { // from the lowest upwards
     const beside = left > other[2] || left + size[0] < other[0];

@@ -74,7 +74,11 @@ def canvas_of(tab: Any, camera: str) -> np.ndarray:
 
 def wait_for_frame(tab: Any, camera: str) -> None:
     tab.locator(f'article[data-name="{camera}"] canvas').evaluate(
-        "canvas => new Promise((done) => canvas.addEventListener('drawn', done, { once: true }))"
+        """(canvas, ms) => new Promise((done, fail) => {
+            canvas.addEventListener('drawn', done, { once: true });
+            setTimeout(() => fail(new Error('nothing was drawn')), ms);
+        })""",
+        1e3 * PATIENCE_SECONDS,
     )
 
 
