@@ -42,6 +42,9 @@ class DecodeSettings:
     """A peak's score is above it."""
     tag_threshold: float = 1.0
     """A peak joins a person whose mean tag is nearer than this."""
+    matching_order: Literal["skeleton", "index"] = "skeleton"
+    """Which keypoints are handed to people first: the skeleton's order, which is the official
+    code's; or 0, 1, 2, ..., as mmpose 0.x does with CrowdPose."""
     max_people: int = 30
     """Only the first so many people can win further peaks."""
     max_peaks: int = 30
@@ -69,6 +72,7 @@ class DecodeSettings:
     """People whose OKS with a better one exceeds it are hidden; 1 or more hides nobody."""
 
     def __post_init__(self) -> None:
+        _check_choice("matching_order", self.matching_order, ("skeleton", "index"))
         _check_choice("refine", self.refine, ("full", "quarter", "off"))
         _check_choice("peaks_at", self.peaks_at, ("full", "half"))
         for name in ("detection_threshold", "min_person_score", "min_keypoint_score"):
@@ -153,7 +157,7 @@ def decode(
         refine_step = (size[1] / width, size[0] / height)
     people = group_people(
         peaks,
-        matching_order=skeleton.matching_order,
+        matching_order=matching_order(skeleton, settings),
         tag_threshold=settings.tag_threshold,
         max_people=settings.max_people,
         adjust=settings.adjust,
@@ -161,6 +165,12 @@ def decode(
         refine_step=refine_step,
     )
     return hide(people, skeleton, settings)
+
+
+def matching_order(skeleton: Skeleton, settings: DecodeSettings) -> tuple[int, ...]:
+    """Every keypoint once, in the order in which people get them."""
+    order = skeleton.matching_order
+    return order if settings.matching_order == "skeleton" else tuple(range(len(order)))
 
 
 def hide(people: People, skeleton: Skeleton, settings: DecodeSettings) -> People:

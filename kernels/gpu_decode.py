@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kernels.arrays import Gpu, pinned_like, to_host
-from kernels.decode import DecodeSettings, Skeleton, hide
+from kernels.decode import DecodeSettings, Skeleton, hide, matching_order
 from kernels.gpu_grouping import GpuGrouper, GpuPeople, people_in
 from kernels.gpu_peaks import GpuPeakFinder
 from kernels.people import People
@@ -120,7 +120,7 @@ def grouper(gpu: Gpu, skeleton: Skeleton, settings: DecodeSettings) -> GpuGroupe
     """The second half of a decode."""
     return GpuGrouper(
         gpu,
-        matching_order=skeleton.matching_order,
+        matching_order=matching_order(skeleton, settings),
         tag_threshold=settings.tag_threshold,
         max_people=settings.max_people,
         adjust=settings.adjust,

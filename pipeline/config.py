@@ -131,6 +131,9 @@ class PosesConfig(Settings):
     """A peak counts above it."""
     tag_threshold: Annotated[float, Field(gt=0.0)] | None = None
     """Largest tag distance between a keypoint and its person."""
+    matching_order: Literal["skeleton", "index"] | None = None
+    """Which keypoints are handed to people first: as the official code, or 0, 1, 2, ... as mmpose
+    does with CrowdPose."""
     max_people: Annotated[int, Field(ge=1, le=256)] | None = None
     refine: Literal["full", "quarter", "off"] | None = None
     """Fill missing keypoints: at full or quarter resolution, or not."""

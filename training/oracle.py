@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.averaging import MeanMaps, average_levels
-from kernels.decode import DecodeSettings
+from kernels.decode import DecodeSettings, matching_order
 from kernels.geometry import invert
 from kernels.grouping import group_people
 from kernels.peaks import Peaks, peaks_of_maps
@@ -114,7 +114,7 @@ def true_keypoints_grouped(
     peaks = _true_peaks(_averaged(maps, settings), truth, maps.net_size)
     return group_people(
         peaks,
-        matching_order=skeleton.matching_order,
+        matching_order=matching_order(skeleton, settings),
         tag_threshold=settings.tag_threshold,
         max_people=settings.max_people,
     )

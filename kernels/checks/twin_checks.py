@@ -49,7 +49,7 @@ _MANNERS = (
     DecodeSettings(refine="off"),
     DecodeSettings(refine="quarter"),
     DecodeSettings(peaks_at="half", refine="quarter", adjust=False),
-    DecodeSettings(one_step=True),
+    DecodeSettings(one_step=True, matching_order="index"),
     DecodeSettings(max_people=2, max_peaks=7, nms_kernel=3, tag_threshold=0.5),
     DecodeSettings(detection_threshold=0.3, max_people=40, duplicate_oks=0.7),
 )

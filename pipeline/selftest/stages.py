@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernels.arrays import Gpu
 from kernels.averaging import average_levels
 from kernels.checks.scenes import Scene, paint_people
-from kernels.decode import DecodeSettings
+from kernels.decode import DecodeSettings, matching_order
 from kernels.geometry import net_from_image
 from kernels.gpu_decode import GpuDecoder, grouper, peak_finder
 from kernels.gpu_preprocess import GpuPreprocess, Picture
@@ -151,7 +151,7 @@ def works_on_cpu(case: Case, ceilings: Ceilings) -> Works:
     def group(refine_on: Any) -> object:
         return group_people(
             peaks,
-            matching_order=case.model.skeleton.matching_order,
+            matching_order=matching_order(case.model.skeleton, settings),
             tag_threshold=settings.tag_threshold,
             max_people=settings.max_people,
             adjust=settings.adjust,

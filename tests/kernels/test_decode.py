@@ -84,6 +84,29 @@ def test_two_deconvolutions_and_crowdpose() -> None:
     np.testing.assert_allclose(people.keypoints, expected.keypoints, atol=1e-5)
 
 
+def test_keypoints_may_be_handed_out_by_index_as_mmpose_does_with_crowdpose() -> None:
+    scene = paint_people(
+        6,
+        size=(96, 128),
+        level_sizes=((24, 32), (48, 64)),
+        num_keypoints=14,
+        steps=None,
+        seed=8,
+    )
+    levels = [level + 0.2 * np.random.default_rng(3).random(level.shape, np.float32)
+              for level in scene.levels]  # fmt: skip
+    found = {
+        order: decode(
+            levels, scene.tags, scene.size, CROWDPOSE, DecodeSettings(matching_order=order)
+        )
+        for order in ("skeleton", "index")
+    }
+    for order, expected in (("skeleton", CROWDPOSE.matching_order), ("index", range(14))):
+        plain = decode_plain(levels, scene.tags, scene.size, expected)
+        np.testing.assert_allclose(found[order].keypoints, plain.keypoints, atol=1e-5)
+    assert not np.array_equal(found["skeleton"].scores, found["index"].scores)
+
+
 def test_one_step_raises_every_level_straight_to_size() -> None:
     scene = small_scene(3, seed=6)
     expected = decode_plain(
