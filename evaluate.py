@@ -31,7 +31,7 @@ EXAMPLES = """\
 examples:
   evaluate.py --data person_keypoints_val2017.json --output result.json
   evaluate.py --data coco/annotations/person_keypoints_val2017.json --flip \\
-              --weights pose_higher_hrnet_w32_512.pth             as the published tables
+              --weights higher_hrnet_w32                          as the published tables
   evaluate.py --data val.json --images val.tar --set detection_threshold=0.1 --set refine=off
   evaluate.py --data val.json --results a.json                  keep all people found, then
   evaluate.py --data val.json --weights b.pth --compare a.json  is b better, and how surely?
@@ -47,6 +47,9 @@ _log = logging.getLogger(__name__)
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    from common.redaction import hide_arguments
+
+    hide_arguments()  # the weights may be a URL with a password
     # Imported here so that --help answers at once.
     from training.progress import start_logging
 
@@ -57,6 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("evaluate.py: stopped", file=sys.stderr)
+        return 130
     except StreamFailedError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 1
@@ -74,10 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", type=Path, metavar="PATH", help="folder, .tar, .zip; default: beside the JSON")
     add(
         "--weights",
-        type=Path,
-        default=DEFAULT_WEIGHTS,
-        metavar="FILE",
-        help="default: the model here",
+        default=str(DEFAULT_WEIGHTS),
+        metavar="NAME|FILE",
+        help="a published name (python -m nets.zoo), an https URL or a file; default: the net here",
     )
     add("--limit", type=int, metavar="N", help="only the first N images")
 
@@ -113,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    for path in (options.data, options.weights, options.compare):
+    for path in (options.data, options.compare):
         if path is not None and not path.is_file():
             raise ValueError(f"there is no file {path}; check the path")
     if options.limit is not None and options.limit < 1:
@@ -199,13 +204,15 @@ def _how(
     options: argparse.Namespace, model: Model, settings: PredictSettings, engine: Engine | None
 ) -> dict[str, Any]:
     """How the model was run, for the result file."""
+    from nets.zoo.weights_files import shown_weights
+
     chosen = {"engine": options.engine, "precision": options.precision, "device": options.device}
     if engine is not None:
         chosen = {key: getattr(engine, key) for key in ("precision", "device")}
         chosen["engine"] = engine.name
     return {
         "data": str(options.data),
-        "weights": str(options.weights),
+        "weights": shown_weights(options.weights),
         "weights_sha256": model.weights_sha256,
         "network": model.name,
         **asdict(settings),

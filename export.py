@@ -6,6 +6,7 @@ so a failed export leaves nothing behind and an older file as it was.
 """
 
 import argparse
+import logging
 import os
 import shlex
 import sys
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  export.py pose_higher_hrnet_w32_512.pth --output w32.safetensors
+  export.py higher_hrnet_w32 --output w32.safetensors       published weights, by name
   export.py weights/higher_mobile.safetensors --output mobile.onnx --size 288x512
   export.py weights/higher_mobile.safetensors --output mobile.xml --dynamic --precision fp16
   export.py movenet-multipose.json --output start.safetensors    where a training starts from
@@ -35,12 +36,20 @@ SUFFIXES = (".safetensors", ".onnx", ".xml")
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
+    from common.redaction import hide_arguments
+
+    hide_arguments()  # the weights may be a URL with a password
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("nets.zoo.download").setLevel(logging.INFO)  # it may take minutes
     try:
         _check(options)
         export(options, command=f"python export.py {shlex.join(arguments)}")
     except ValueError as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("export.py: stopped", file=sys.stderr)
+        return 130
     except (RuntimeError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 1
@@ -57,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "weights",
-        type=Path,
-        help="ours (.safetensors), official .pth, mmpose, or MoveNet MultiPose (.json)",
+        help="a published name (python -m nets.zoo lists them), an https URL, or a file: ours "
+        "(.safetensors), official .pth, mmpose, MoveNet MultiPose (.json)",
     )
     add("--output", type=Path, required=True, metavar="FILE", help=f"{' or '.join(SUFFIXES)}")
     add("--name", metavar="NET", help="the net's name, where the file does not tell it")
@@ -84,7 +93,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"there is no folder {output.parent} for --output; make it first")
     if output.is_dir():
         raise ValueError(f"--output {output} is a folder; name a file")
-    if output.exists() and options.weights.exists() and output.samefile(options.weights):
+    weights = Path(options.weights)
+    if output.exists() and weights.exists() and output.samefile(weights):
         raise ValueError(f"--output is the weights file {output} itself; give it another name")
     graph_only = {"--size": options.size, "--dynamic": options.dynamic, "--batch": options.batch}
     given = [name for name, value in graph_only.items() if value]
@@ -141,16 +151,16 @@ def _card_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.md")
 
 
-def _load(weights: Path, name: str | None) -> "Model":
+def _load(weights: str, name: str | None) -> "Model":
     # Imported here so that --help answers at once.
     from nets.checkpoints import load_model
     from nets.movenet import NET, load_movenet
 
-    if weights.suffix != ".json":
+    if not weights.endswith(".json"):
         return load_model(weights, name=name)
     if name not in (None, NET):
         raise ValueError(f"{weights} can only become {NET}, got --name {name}")
-    return load_movenet(weights)
+    return load_movenet(Path(weights))
 
 
 def _graph_settings(options: argparse.Namespace, model: "Model") -> "GraphSettings":
@@ -216,6 +226,7 @@ def _write_card(
     command: str,
 ) -> None:
     from nets.model_card import model_card
+    from nets.zoo.weights_files import shown_weights
 
     graph = options.output.suffix != ".safetensors"
     size = settings.size if graph else None
@@ -224,10 +235,10 @@ def _write_card(
     card = model_card(
         model,
         file=options.output.name,
-        source=options.weights,
+        source=shown_weights(options.weights),
         sizes=f"{batch}, {sides}",
         facts=facts,
-        command=command,
+        command=command.replace(options.weights, shown_weights(options.weights)),
     )
     path.write_text(card, encoding="utf-8")
 

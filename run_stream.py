@@ -20,7 +20,7 @@ examples:
   run_stream.py clip.mp4 --jsonl poses.jsonl    poses as JSON lines (schema: docs/schema.md)
   run_stream.py 0 --show                        webcam, in a window
   run_stream.py rtsp://camera/live --publish tcp://127.0.0.1:5556
-  run_stream.py clip.mp4 --weights pose_higher_hrnet_w32_512.pth --save poses.mp4
+  run_stream.py clip.mp4 --weights higher_hrnet_w32 --save poses.mp4     finds more people
 
 every setting has a name in pipeline/config.py; for what no option covers:
   run_stream.py clip.mp4 --set poses.refine=off --set sources.0.rotation=90
@@ -46,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"run_stream.py: {redact(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("run_stream.py: stopped before it began", file=sys.stderr)
+        return 130
 
 
 def _config(options: argparse.Namespace) -> "StreamConfig":
@@ -83,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--loop", action="store_true", help="start files again when they end")
 
     add = parser.add_argument_group("network").add_argument
-    add("--weights", metavar="FILE", help="ours (.safetensors), official .pth, or mmpose 0.x")
+    add("--weights", metavar="NAME|FILE", help="a published name (python -m nets.zoo lists them), "
+        "an https URL, or a file: ours, official .pth, mmpose 0.x")  # fmt: skip
     add("--device", help="cpu, cuda, cuda:N or several: cuda:0,cuda:1; default: a GPU if any")
     add("--engine", help="torch, openvino, tensorrt; default: the fastest")
     add("--precision", help="fp32, bf16, fp16; default: what the hardware has")

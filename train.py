@@ -25,6 +25,9 @@ exit codes: 0 done, or as far as --minutes or --limit-steps say, 1 the loss is n
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    from common.redaction import hide_arguments
+
+    hide_arguments()  # the weights may be a URL with a password
     # Imported here so that --help answers at once.
     from training.config import load_recipe
     from training.trainer import DivergedError, Limits, train
@@ -40,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("train.py: stopped", file=sys.stderr)
+        return 130
     except DivergedError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1

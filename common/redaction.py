@@ -1,6 +1,7 @@
 """Passwords stay out of sight: what may be a secret in a text becomes `***`, here and nowhere else.
 
     redact(text)            for messages, names, metrics
+    plain_url(url)          where host and path say all that matters
     RedactedFormatter       for every log line, whoever wrote it
     hide_arguments()        for `ps`: a URL on the command line is there for all users to read
 
@@ -13,6 +14,7 @@ import ctypes
 import logging
 import re
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 # ASCII (?a): bytes of a longer character must not pass for a space, see stars_over_secrets.
 # Between `//` and the last `@` of a word: a password may hold raw slashes.
@@ -35,6 +37,13 @@ def redact(text: object) -> str:
     shown = _USER.sub("***", str(text))
     shown = _PARAMETER.sub(r"\1=***", shown)
     return _STREAM_KEY.sub(r"\1***", shown)
+
+
+def plain_url(url: str) -> str:
+    """A URL of the web for a message: without user, password and any parameter."""
+    parts = urlsplit(url)
+    query = "..." if parts.query else ""
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
 
 
 class RedactedFormatter(logging.Formatter):

@@ -5,7 +5,7 @@
                                higher_hrnet, double_higher_net      the papers' heads on a backbone
     named          every network that has a name
     aggregation    flip test, scales, coarse and fine
-    checkpoints    weights in and out
+    checkpoints    weights in and out   zoo: published ones, by name
     engines        what runs a network fast; openvino_engine, tensorrt_engine: two of them
     half_precision, export_program     a net as TensorRT takes it
     movenet        MoveNet's weights, where the small net starts from

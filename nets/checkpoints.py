@@ -3,6 +3,7 @@
     file -> state dict in our names -> settings read off the shapes -> net -> Model
 
 A file of ours says in its header which net it is. Of any other file that is read off its shapes.
+Wherever a file is expected, a published name or a URL will do (nets.zoo.weights_files).
 Nothing is ever unpickled that is not a plain tensor: a checkpoint from the internet may hold code.
 """
 
@@ -25,6 +26,8 @@ from nets.hrnet import HRNetSettings
 from nets.mobile_fpn import MobileFpnSettings
 from nets.named import NAMED, PoseNet, check_name, flat
 from nets.skeletons import SKELETONS, Skeleton, skeleton_for
+from nets.zoo.published import PUBLISHED, Published, published_with
+from nets.zoo.weights_files import weights_file
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +58,9 @@ class Model:
     to every tag, in float32 and outside the network (nets.aggregation.tag_ramp); 0 adds nothing."""
     weights_sha256: str
     """Hash of the weights; part of the key of every compiled model."""
-    decode: dict[str, float] = field(default_factory=dict)
-    """Decode settings chosen on data for these weights, by name (kernels.decode.DecodeSettings)."""
+    decode: Mapping[str, float | str] = field(default_factory=dict)
+    """Decode settings chosen on data for these weights, or that their publisher measured them with,
+    by name (kernels.decode.DecodeSettings)."""
 
 
 # --- names ---------------------------------------------------------------------------------------
@@ -72,9 +76,9 @@ def _counted_from(first: int, template: str) -> Callable[[re.Match[str]], str]:
 _RENAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     # Wrappers: DataParallel, and the to-half wrapper that models trained in FP16 were saved in.
     (r"^(?:module\.|1\.)+", ""),
-    # mmpose 0.x has the official names inside; its 1.x has plain HRNet with one 1/4 head.
+    # mmpose 0.x has the official names inside, but for plain HRNet's single head; 1.x renamed both.
+    (r"^(?:keypoint_head|head)\.final_layer\.", "final_layers.0."),
     (r"^keypoint_head\.", ""),
-    (r"^head\.final_layer\.", "final_layers.0."),
     (r"^backbone\.(?=(?:conv|bn|layer|transition|stage)\d)", ""),
     # Backbone: stem, bottlenecks, first branch, new branches, stages.
     (r"^conv([12])\.", _counted_from(1, "backbone.stem.{}.conv.")),
@@ -125,8 +129,6 @@ def our_name(key: str) -> str:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A file's state dict in our names and, of a safetensors file, its header's metadata."""
-    if not path.is_file():
-        raise ValueError(f"there is no weights file {path}; check the path")
     if path.suffix in (".onnx", ".xml", ".bin"):
         raise ValueError(
             f"{path} is an export, for other programs; pass the weights that it was made from "
@@ -200,7 +202,8 @@ def load_checkpoint(
 
     Args:
         net: from nets.build_net; keeps its dtype, float16 weights are widened.
-        source: a path (safetensors, official .pth, mmpose) or a state dict in any of their names.
+        source: a file (safetensors, official .pth, mmpose), a published name, a URL, or a state
+            dict in any of their names.
         only_matching: take the weights whose name and shape fit and leave the net's others as they
             are; for starting a training from an ImageNet HRNet or from another skeleton. What was
             left is logged.
@@ -212,8 +215,8 @@ def load_checkpoint(
         where = "the state dict"
         state = {our_name(k): v for k, v in _unwrapped(source, where).items()}
     else:
-        where = str(source)
-        state, _ = _read(Path(source))
+        path = weights_file(source)
+        where, (state, _) = str(path), _read(path)
     _fill(net, state, where, only_matching=only_matching)
 
 
@@ -249,22 +252,26 @@ def _first_few(names: list[str], limit: int = 3) -> str:
 # --- a file into a model -------------------------------------------------------------------------
 
 
-def load_model(path: str | Path, *, name: str | None = None) -> Model:
-    """The net that a weights file was made with, its weights, and how to run it.
+def load_model(weights: str | Path, *, name: str | None = None) -> Model:
+    """The net that weights were made with, the weights, and how to run it.
 
     Our own files say all of it in their header. Of official and mmpose files net, width, number of
     keypoints and skeleton are read off the shapes; they run as published: ImageNet normalisation,
-    sides multiples of 64, short side as the file's name says (_512, _640), else 512.
+    sides multiples of 64, short side as the file's name says (_512, _640), else 512. A file of
+    nets.zoo.published, known by its hash, runs as its publisher measured it.
 
     Args:
+        weights: a file, a published name or a URL, see nets.zoo.weights_files.
         name: the net's name in nets.build_net, for files of which it cannot be read off (plain
             state dicts of other nets than HigherHRNet on HRNet).
     Raises:
-        ValueError: no such file, damaged, pickled code, unknown net, or weights that do not fit.
+        ValueError: no such file, damaged, pickled code, unknown net, weights that do not fit, or
+            a download that failed.
     """
-    path = Path(path)
     if name is not None:
         check_name(name)
+    _check_has_heads(PUBLISHED.get(str(weights)), str(weights))
+    path = weights_file(weights)
     state, metadata = _read(path)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -277,7 +284,19 @@ def load_model(path: str | Path, *, name: str | None = None) -> Model:
     _fill(model.net, state, str(path))
     model.net.eval()
     _log.info("%s: %s for %s", path, model.name, model.skeleton.name)
+    if published_with(sha256) is not None and model.decode:
+        listed = ", ".join(f"{name}={value}" for name, value in model.decode.items())
+        _log.info("decode as its publisher measured it: %s", listed)
     return model
+
+
+def _check_has_heads(published: Published | None, weights: str) -> None:
+    if published is not None and published.backbone_only:
+        raise ValueError(
+            f"{weights} is a backbone without heads for keypoints: a training starts from it "
+            f"(init: {weights}, init_part: matching), but it finds nobody; take one of "
+            + ", ".join(name for name, entry in PUBLISHED.items() if not entry.backbone_only)
+        )
 
 
 def _from_metadata(metadata: Mapping[str, str], sha256: str, path: Path) -> Model:
@@ -315,18 +334,23 @@ def _empty_net(name: str, num_keypoints: int, settings: dict[str, Any]) -> nn.Mo
 def _from_shapes(state: StateDict, sha256: str, path: Path, name: str | None) -> Model:
     """An unfilled model as the shapes say; of a named net only the number of keypoints."""
     changes: dict[str, Any] = {}
+    published = published_with(sha256)
+    _check_has_heads(published, str(path))
     if name is None:
         name, changes = _name_and_settings(state, path)
     num_keypoints = _num_keypoints(state, path)
     size = re.search(r"_(512|640)(?!\d)", path.name)
     run = default_run_settings(name)
-    if size:
+    if published is not None:
+        run["input_size"] = published.input_size
+    elif size:
         run["input_size"] = int(size[1])
     return Model(
         net=_empty_net(name, num_keypoints, changes),
         name=name,
         skeleton=skeleton_for(num_keypoints),
         weights_sha256=sha256,
+        decode={} if published is None else published.decode,
         **run,
     )
 
@@ -448,7 +472,7 @@ def save_model(path: str | Path, model: Model, *, dtype: torch.dtype = torch.flo
         "skeleton": model.skeleton.name,
         "num_keypoints": str(model.skeleton.num_keypoints),
         "settings": json.dumps(flat(model.net.settings)),
-        "decode": json.dumps(model.decode),
+        "decode": json.dumps(dict(model.decode)),
     } | {key: json.dumps(getattr(model, key)) for key in default_run_settings(model.name)}
     write_atomically(Path(path), save(tensors, metadata), durable=True)
 

@@ -13,13 +13,13 @@ from nets.graphs import INPUT_NAME, output_strides
 
 
 def model_card(
-    model: Model, *, file: str, source: Path, sizes: str, facts: dict[str, str], command: str
+    model: Model, *, file: str, source: str, sizes: str, facts: dict[str, str], command: str
 ) -> str:
     """Markdown of a card.
 
     Args:
         file: name of the exported file.
-        source: the weights file that it was made from; only its name is shown.
+        source: the weights that it was made from; only the end of a path is shown.
         sizes: what B, H and W may be in this file, in words.
         facts: more rows of the first table, for example the opset.
         command: what was typed.
@@ -31,7 +31,7 @@ def model_card(
         _table(
             {
                 "network": f"{model.name} (nets/named.py)",
-                "weights": f"{source.name}, sha256 `{model.weights_sha256}`",
+                "weights": f"{Path(source).name}, sha256 `{model.weights_sha256}`",
                 "parameters": f"{sum(p.numel() for p in model.net.parameters()):,}",
                 **facts,
                 "made with": f"torch {torch.__version__}, Python {platform.python_version()}",
@@ -111,5 +111,10 @@ def _tag_numbers(model: Model) -> int:
 def _decode(model: Model) -> str:
     if not model.decode:
         return "As published (kernels.decode.DecodeSettings, its defaults)."
-    chosen = ", ".join(f"{name} {value:g}" for name, value in sorted(model.decode.items()))
+    chosen = ", ".join(f"{name} {_plain(value)}" for name, value in sorted(model.decode.items()))
     return f"Chosen for these weights: {chosen}. All else as in kernels.decode.DecodeSettings."
+
+
+def _plain(value: float | str) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:g}" if is_number else str(value).lower()

@@ -17,6 +17,7 @@ NetSettings = HigherHRNetSettings | DoubleHigherNetSettings
 
 NAMED: dict[str, NetSettings] = {
     "hrnet_w32": HigherHRNetSettings(hrnet.W32, deconvs=0),
+    "hrnet_w48": HigherHRNetSettings(hrnet.W48, deconvs=0),
     "higher_hrnet_w32": HigherHRNetSettings(hrnet.W32),
     "higher_hrnet_w40": HigherHRNetSettings(hrnet.W40),
     "higher_hrnet_w48": HigherHRNetSettings(hrnet.W48),

@@ -331,8 +331,9 @@ class StreamConfig(Settings):
     """A whole stream."""
 
     sources: tuple[SourceConfig, ...] = ()
-    weights: Path | None = None
-    """Weights file; by default weights/higher_mobile.safetensors."""
+    weights: str | Path | None = None
+    """A file, a published name (python -m nets.zoo lists them) or a URL; by default
+    weights/higher_mobile.safetensors."""
     preprocess: PreprocessConfig = PreprocessConfig()
     inference: InferenceConfig = InferenceConfig()
     poses: PosesConfig = PosesConfig()

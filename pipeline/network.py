@@ -36,6 +36,9 @@ from pipeline.runtime.queues.credit import Stopped
 from pipeline.tracker import Tracker
 from pipeline.tracker import warm_up as warm_up_tracker
 
+_BETTER_ON_A_GPU = "higher_hrnet_w32"
+"""A published name, see nets.zoo.published."""
+
 _MAX_BATCH_OF_GPU = 8
 _MAX_BATCH_OF_CPU = 1  # more frames a pass hardly make it faster, and make each wait for all
 
@@ -76,6 +79,7 @@ def make_network(
     Raises:
         ValueError: weights, engine, device or precision that cannot be used; one line.
     """
+    better = better_weights(config, model)
     model = model or load_model(config.weights or DEFAULT_WEIGHTS)
     decode = decode_settings(config.poses, model)
     engines = engines or [_engine(config, model, device) for device in devices_of(config.inference)]
@@ -84,6 +88,8 @@ def make_network(
     on_gpus = engines[0].device != "cpu"
     if not on_gpus:
         decode_kernels.warm_up()
+    elif better is not None:
+        _log.info("the net in the box is small; on a GPU --weights %s finds more people", better)
     if config.tracker.enabled:
         warm_up_tracker()
     size = config.preprocess.input_size or model.input_size
@@ -110,6 +116,11 @@ def make_network(
         max_batch=config.inference.max_batch
         or (_MAX_BATCH_OF_GPU if on_gpus else _MAX_BATCH_OF_CPU),
     )
+
+
+def better_weights(config: StreamConfig, model: Model | None) -> str | None:
+    """Published weights that find more people at a GPU's speed; None where the user chose some."""
+    return None if model is not None or config.weights is not None else _BETTER_ON_A_GPU
 
 
 def _engine(config: StreamConfig, model: Model, device: str) -> Engine:

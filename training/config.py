@@ -179,7 +179,7 @@ class RunConfig(Settings):
     """See nets.aggregation.add_tag_ramp; holds in training too."""
     mean: Color | None = None
     std: Color | None = None
-    decode: dict[str, int | float] = Field(default_factory=dict)
+    decode: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Settings of the decode by name, for example {detection_threshold: 0.2}."""
     weights: Literal["float16", "float32"] = "float16"
     """Of the saved files; last.pt is float32 always."""
@@ -188,7 +188,8 @@ class RunConfig(Settings):
 class TeacherConfig(Settings):
     """A trained model whose heatmaps are learnt beside or in place of drawn ones."""
 
-    weights: Path
+    weights: str | Path
+    """A file, a published name or a URL."""
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Of the teacher in every heatmap; the rest is drawn. With 1 labels teach the tags alone."""
     scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0, 2.0)
@@ -204,8 +205,9 @@ class TrainConfig(Settings):
     """Name in nets.build_net."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """The net's settings that differ, for example {width: 8}."""
-    init: Path | None = None
-    """Weights to start from: ours, official or mmpose. None: fresh ones."""
+    init: str | Path | None = None
+    """Weights to start from: a file (ours, official or mmpose), a published name (python -m
+    nets.zoo lists them) or a URL. None: fresh ones."""
     init_part: Literal["all", "matching"] = "all"
     """matching: take what fits by name and shape, and say what starts anew: an ImageNet HRNet,
     other heads, another number of keypoints."""

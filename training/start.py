@@ -1,6 +1,7 @@
 """The model that a training starts from: which net, which weights, and how it will be run."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from common.settings import ConfigError
 from nets import build_net
 from nets.checkpoints import FORMAT, Model, default_run_settings, load_checkpoint, load_model
 from nets.skeletons import Skeleton
+from nets.zoo.weights_files import shown_weights, weights_file
 from training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -27,13 +29,16 @@ def starting_model(config: TrainConfig, skeleton: Skeleton) -> Model:
     """
     torch.manual_seed(config.seed)
     net = build_net(config.net, skeleton.num_keypoints, **config.settings)
-    run, decode = default_run_settings(config.net), config.run.decode
+    run = default_run_settings(config.net)
+    decode: Mapping[str, float | str] = config.run.decode
     if config.init is None:
         logger.info("fresh weights, seed %d", config.seed)
     else:
-        _load(net, config.init, config.init_part)
-        if _is_ours(config.init):
-            said = load_model(config.init)
+        file = weights_file(config.init)
+        _load(net, file, config.init_part)
+        logger.info("weights start from %s (%s)", shown_weights(config.init), config.init_part)
+        if _is_ours(file):
+            said = load_model(file)
             run = {name: getattr(said, name) for name in run}
             decode = decode or said.decode
     run["input_size"] = config.augment.size
@@ -43,16 +48,15 @@ def starting_model(config: TrainConfig, skeleton: Skeleton) -> Model:
     )
 
 
-def _load(net: nn.Module, init: Path, part: Literal["all", "matching"]) -> None:
+def _load(net: nn.Module, file: Path, part: Literal["all", "matching"]) -> None:
     try:
-        load_checkpoint(net, init, only_matching=part == "matching")
+        load_checkpoint(net, file, only_matching=part == "matching")
     except ValueError as error:
-        if part == "matching" or not init.is_file():
+        if part == "matching":
             raise
         raise ConfigError(
             f"{error}; or start from the part that fits with --set init_part=matching"
         ) from error
-    logger.info("weights start from %s (%s)", init, part)
 
 
 def _is_ours(path: Path) -> bool:

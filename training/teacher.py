@@ -25,6 +25,7 @@ from nets.aggregation import flip_test
 from nets.checkpoints import Model, load_model
 from nets.engines.engine import Engine
 from nets.engines.load import load_engine
+from nets.zoo.weights_files import shown_weights
 from training.config import TeacherConfig
 from training.examples import Batch
 from training.targets import Plan
@@ -54,12 +55,12 @@ class Teacher:
         device: torch.device,
         threads: int | None = None,
     ) -> None:
-        model = load_model(config.weights)
+        model, called = load_model(config.weights), shown_weights(config.weights)
         for what in ("skeleton", "mean", "std"):
             own, wanted = getattr(model, what), getattr(student, what)
             if own != wanted:
                 raise ConfigError(
-                    f"teacher {config.weights} has another {what} than the trained net: {own}, "
+                    f"teacher {called} has another {what} than the trained net: {own}, "
                     f"expected {wanted}; take a teacher of the same kind, or none (teacher=null)"
                 )
         self._share, self._scales = config.share, config.scales
@@ -74,9 +75,7 @@ class Teacher:
         )
         scales = " ".join(f"{scale:g}" for scale in config.scales)
         flip = ", flip test" if config.flip else ""
-        _log.info(
-            "%s teaches heatmaps, share %g, scales %s%s", config.weights, config.share, scales, flip
-        )
+        _log.info("%s teaches heatmaps, share %g, scales %s%s", called, config.share, scales, flip)
 
     @property
     def alone(self) -> bool:

@@ -121,7 +121,7 @@ def check_outputs(context: SinkContext) -> None:
     """Make sure that no output replaces an input or another output, else ValueError."""
     config = context.config
     inputs = {Path(source.input).resolve() for source in config.sources}
-    inputs |= {config.weights.resolve()} if config.weights is not None else set()
+    inputs |= {Path(config.weights).resolve()} if config.weights is not None else set()
     taken: set[Path] = set()
     for row in asked_rows(config):
         for output in row.outputs(row.value(config), context):

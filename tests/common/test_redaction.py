@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.redaction import RedactedFormatter, redact, stars_over_secrets
+from common.redaction import RedactedFormatter, plain_url, redact, stars_over_secrets
 from common.settings import ConfigError
 from pipeline.config import load_config
 from tests.support.places import ROOT
@@ -116,3 +116,9 @@ def test_other_processes_do_not_see_a_password_among_the_arguments() -> None:
     shown, kept = result.stdout.splitlines()
     assert shown.split("\0")[-3:] == ["rtsp://*********@cam/live", "--last", ""]
     assert kept == url
+
+
+def test_a_plain_url_has_nothing_that_may_be_secret() -> None:
+    url = "https://me:pw@host:8/a/b.pth?X-Amz-Signature=1#sha256=0"
+    assert plain_url(url) == "https://host:8/a/b.pth?..."
+    assert plain_url("https://host/b.pth") == "https://host/b.pth"
