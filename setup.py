@@ -30,6 +30,7 @@ SUFFIXES = {
 
 COMMANDS = {
     r"python -m pipeline\.sinks\.publisher\.curve\b": "posestream curve",
+    r"python -m nets\.zoo\b": "posestream weights",
     r"\bpipeline/sinks/publisher/curve\.py\b": "posestream curve",
     r"(?<=torchrun --nproc-per-node 4 )train\.py\b": "-m posestream train",
     r"(?:\bpython )?(?<![\w/])run_stream\.py --selftest\b": "posestream selftest",

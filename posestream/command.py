@@ -18,6 +18,7 @@ usage: posestream [run] SOURCE [SOURCE ...] [options]    people's poses in video
        posestream train --config RECIPE [options]        train a network
        posestream evaluate --data JSON [options]         average precision of a model
        posestream export WEIGHTS --output FILE           ONNX, OpenVINO, safetensors
+       posestream weights [list | get NAME]              published networks by name
        posestream selftest [--device D] [--weights W]    check this machine
        posestream curve FOLDER [NAME ...]                keys for --curve-dir
 
@@ -70,6 +71,12 @@ def _export(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _weights(arguments: list[str]) -> int:
+    from nets.zoo.command import main
+
+    return main(arguments)
+
+
 def _curve(arguments: list[str]) -> int:
     from pipeline.sinks.publisher.curve import main
 
@@ -81,6 +88,7 @@ SUBCOMMANDS: dict[str, Main] = {
     "train": _train,
     "evaluate": _evaluate,
     "export": _export,
+    "weights": _weights,
     "selftest": _selftest,
     "curve": _curve,
 }

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from common.options import OptionParser
 from common.redaction import hide_arguments, plain_url
 from nets.zoo.download import is_right
 from nets.zoo.published import PUBLISHED, SERVER, Published
@@ -52,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> OptionParser:
+    parser = OptionParser(
         prog="weights",
         description="Lists published weights, or downloads some.",
         epilog=EXAMPLES,
