@@ -30,14 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
     hide_arguments()  # the weights may be a URL with a password
     # Imported here so that --help answers at once.
     from training.config import load_recipe
-    from training.trainer import DivergedError, Limits, train
+    from training.trainer import DivergedError, StopLimits, train
 
     try:
         stopped_by = train(
             load_recipe(options.config, options.set),
             output=options.output or Path("runs") / options.config.stem,
             resume=options.resume,
-            limits=Limits(steps=options.limit_steps, minutes=options.minutes),
+            limits=StopLimits(steps=options.limit_steps, minutes=options.minutes),
             quiet=options.quiet,
         )
     except ValueError as error:

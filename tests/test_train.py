@@ -95,7 +95,7 @@ def test_kill_9_and_resume_equals_an_unbroken_run(painted: Path, tmp_path: Path)
     assert len(_lines(killed)) < len(_lines(whole)) == 24
     resumed = _run(_command(recipe, killed, "--resume"))
     assert resumed.returncode == 0, resumed.stderr
-    assert "goes on from step 8" in resumed.stderr or "goes on from step 12" in resumed.stderr
+    assert "continues from step 8" in resumed.stderr or "continues from step 12" in resumed.stderr
     assert _lines(killed) == _lines(whole)
 
 
@@ -157,13 +157,13 @@ _RANKS_COMPARED = """
 import sys, torch
 from pathlib import Path
 from training.config import load_recipe
-from training.trainer import Training, Limits
+from training.trainer import Training, StopLimits
 from training.ranks import join_ranks, leave_ranks
 ranks = join_ranks("cpu")
 torch.set_num_threads(1)
 config = load_recipe(Path(sys.argv[1]))
 with Training(config, output=Path(sys.argv[2]), resume=False, ranks=ranks, quiet=True) as training:
-    training.run(Limits())
+    training.run(StopLimits())
     mine = torch.cat([weight.detach().flatten() for weight in training.net.parameters()])
     first, second = ranks.gathered(mine)
     assert torch.equal(first, second), (first - second).abs().max()

@@ -2,9 +2,9 @@
 
     annotations, images --data--> LabelledImage --augment--> Example --targets--> Batch     workers
                                                                                     |
-    recipe --config--> loop:  net --> losses --> gradients --> Adam, schedule --> weights --ema--.
+    recipe --config--> trainer: net --> losses --> gradients --> Adam, schedule --> weights --ema--.
                         |                                                                        |
-                       state: last.pt, exact resume                 best.safetensors <--- average
+                   checkpoint: last.pt, exact resume                best.safetensors <--- average
                                                                                                  |
     metrics (AP, bootstrap) <--- results <--- predict: picture -> people, as the stream decodes -'
        |
@@ -14,8 +14,10 @@
     augment    one example of one image, or a mosaic of four
     examples   which image comes when; workers; batches
     targets    heatmaps and tag indices        losses     heatmap, push and pull
-    schedule, ema, state, loop                 the training itself (train.py)
+    trainer    the training itself (train.py)      start, optimiser, schedule, ema, ranks, teacher: its parts
+    validation AP while it runs                    checkpoint last.pt and how it is resumed
+    run_log    what it writes down: losses.jsonl, TensorBoard (overview), the progress line
     evaluation, predict, metrics, oracle, report     the evaluation (evaluate.py)
 
-Imports nets and kernels, nothing above.
+Imports nets, kernels and pipeline's estimator, nothing above.
 """

@@ -26,7 +26,7 @@ FORMAT = "posestream-training/1"
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far a training has come."""
 
     step: int = 0
@@ -50,7 +50,9 @@ class Progress:
     """Running average of the total loss, as the progress line shows it."""
 
 
-def save_state(path: Path, parts: dict[str, Any], progress: Progress, config: TrainConfig) -> None:
+def save_state(
+    path: Path, parts: dict[str, Any], progress: TrainingProgress, config: TrainConfig
+) -> None:
     """Write last.pt.
 
     Args:
@@ -66,7 +68,7 @@ def save_state(path: Path, parts: dict[str, Any], progress: Progress, config: Tr
     write_atomically(path, lambda file: torch.save(content, file), durable=True, only_writer=True)
 
 
-def load_state(path: Path) -> tuple[dict[str, Any], Progress]:
+def load_state(path: Path) -> tuple[dict[str, Any], TrainingProgress]:
     """Read last.pt, its tensors on the CPU, and put torch's random generators where they were.
 
     Raises:
@@ -76,19 +78,53 @@ def load_state(path: Path) -> tuple[dict[str, Any], Progress]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make the unpickler raise anything
         raise ConfigError(
-            f"{path} cannot be read ({error}); start anew with another --output, or from the "
+            f"{path} cannot be read ({error}); start again with another --output, or from the "
             "weights beside it with --set init=..."
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ConfigError(f"{path} is no training state ({FORMAT}); give the folder of a training")
-    known = {field.name for field in fields(Progress)}
-    progress = Progress(**{k: v for k, v in content["progress"].items() if k in known})
+    known = {field.name for field in fields(TrainingProgress)}
+    progress = TrainingProgress(**{k: v for k, v in content["progress"].items() if k in known})
     _set_random_state(content["random"])
     return content, progress
 
 
+def refuse_old_training(path: Path) -> None:
+    """Raise ConfigError where a training that begins would overwrite another's last.pt."""
+    if path.exists():
+        raise ConfigError(
+            f"{path.parent} holds a training already; continue it with --resume, or give another "
+            "--output"
+        )
+
+
+def check_same_steps(
+    progress: TrainingProgress, output: Path, *, step_images: int, steps_per_epoch: int
+) -> None:
+    """The schedule counts steps, so a resumed run's must be those of the run before.
+
+    Raises:
+        ConfigError: steps of another size, or another number of them an epoch.
+    """
+    if not progress.step:
+        return
+    before = progress.images // progress.step
+    if before != step_images:
+        raise ConfigError(
+            f"{output} holds a training in steps of {before} examples, this run has "
+            f"{step_images}; keep batch x accumulate x ranks as it was"
+        )
+    of_epoch = progress.position // step_images
+    if progress.step != progress.epoch * steps_per_epoch + of_epoch:
+        before = (progress.step - of_epoch) // max(progress.epoch, 1)
+        raise ConfigError(
+            f"{output} holds a training of {before} steps an epoch, this run has "
+            f"{steps_per_epoch}; keep schedule.images_per_epoch and the data sets as they were"
+        )
+
+
 def log_differences(content: dict[str, Any], config: TrainConfig) -> None:
-    """Say which settings are not those that the state was saved with."""
+    """Log the settings that are not those that the state was saved with."""
     before, now = _flat(json.loads(content["recipe"])), _flat(json.loads(config.model_dump_json()))
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
@@ -130,7 +166,7 @@ class LossLog:
     """losses.jsonl: a line a step, there as soon as the step is done."""
 
     def __init__(self, path: Path, *, last_step: int) -> None:
-        """Keep the lines up to last_step, of whatever an earlier run left, and go on from there."""
+        """Keep an earlier run's lines up to last_step and continue from there."""
         kept = []
         if path.exists():
             for line in path.read_bytes().splitlines(keepends=True):

@@ -1,7 +1,8 @@
-"""Adam over groups of weights: each group has its own learning rate. Knows names, not nets."""
+"""Adam over groups of weights: each group has its own learning rate."""
 
 import logging
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,21 @@ def make_optimiser(net: nn.Module, settings: OptimiserConfig) -> Optimizer:
     return optimiser
 
 
+def load_optimiser(optimiser: Optimizer, state: dict[str, Any]) -> None:
+    """Moments and sizes from a saved state, but rates and betas as the recipe says now."""
+    own = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimiser.param_groups
+    ]
+    optimiser.load_state_dict(state)
+    for group, settings in zip(optimiser.param_groups, own, strict=True):
+        sizes = group.get("sizes", settings.get("sizes"))
+        group.update(settings)
+        if sizes is not None:
+            pairs = zip(sizes, group["params"], strict=True)
+            group["sizes"] = [size.to(weight.device) for size, weight in pairs]
+
+
 def channel_sizes(net: nn.Module) -> dict[Tensor, Tensor]:
     """How large the weights of each output channel are; broadcasts over its parameter.
 
@@ -71,7 +87,7 @@ def channel_sizes(net: nn.Module) -> dict[Tensor, Tensor]:
         if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             continue
         weight = module.weight.detach()
-        # The output channels of a ConvTranspose2d lie second, and there for each group anew.
+        # The output channels of a ConvTranspose2d lie second, and again for each group.
         channels = 1 if isinstance(module, nn.ConvTranspose2d) else 0
         others = [dim for dim in range(weight.ndim) if dim != channels]
         size = weight.square().mean(dim=others, keepdim=True).sqrt()
@@ -92,7 +108,7 @@ def _scale_steps(optimiser: Optimizer) -> None:
         before[:] = [weight.detach().clone() for weight in weights]
 
     def scale(*_: object) -> None:
-        # Read each time, for a resumed training puts others in their place.
+        # Read each time because a resumed training puts others in their place.
         sizes = [size for group in optimiser.param_groups for size in group["sizes"]]
         with torch.no_grad():
             for weight, size, start in zip(weights, sizes, before, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Self
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -28,15 +27,15 @@ def start_logging(*, quiet: bool) -> None:
 
 
 class ProgressLine:
-    """Shows every step on a terminal; elsewhere it logs a line every `seconds`."""
+    """Shows every step on a terminal; elsewhere it logs a line every `seconds`, while open."""
 
-    def __init__(self, *, total: int, done: int, shown: bool, seconds: float = 30.0) -> None:
+    def __init__(self, *, total: int, done: int, seconds: float = 30.0) -> None:
         """total, done: steps of the whole training and those done before."""
         self._total = total
         self._first = done
         self._started = self._last_line = time.monotonic()
         self._seconds = seconds
-        self._shown = shown
+        self._shown = False
         self._bar = Progress(
             TextColumn("step {task.completed} of {task.total}"),
             BarColumn(),
@@ -45,16 +44,18 @@ class ProgressLine:
             TextColumn("{task.description}"),
             console=_console,
             transient=True,
-            disable=not (shown and _console.is_terminal),
+            disable=True,
             speed_estimate_period=300,
         )
         self._task = self._bar.add_task("", total=total, completed=done)
 
-    def __enter__(self) -> Self:
+    def open(self, *, shown: bool) -> None:
+        self._shown = shown
+        self._bar.disable = not (shown and _console.is_terminal)
+        self._started = self._last_line = time.monotonic()
         self._bar.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._bar.stop()
 
     def show(self, step: int, text: str) -> None:

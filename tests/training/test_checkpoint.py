@@ -12,7 +12,7 @@ from common.settings import ConfigError
 from tests.support.tiny import tiny_config
 from training.checkpoint import (
     LossLog,
-    Progress,
+    TrainingProgress,
     load_state,
     log_differences,
     save_state,
@@ -27,7 +27,7 @@ def _random_generator_as_before() -> Iterator[None]:
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    progress = Progress(step=5, epoch=1, position=4, images=20, best_ap=0.25, best_epoch=1)
+    progress = TrainingProgress(step=5, epoch=1, position=4, images=20, best_ap=0.25, best_epoch=1)
     weights = {"w": torch.randn(3, 4, 2, 2).to(memory_format=torch.channels_last)}
     save_state(path, {"net": weights}, progress, tiny_config(Path("a.json")))
     expected = torch.randn(5)
@@ -60,7 +60,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
 
 def test_changed_settings_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "last.pt"
-    save_state(path, {}, Progress(), tiny_config(Path("a.json")))
+    save_state(path, {}, TrainingProgress(), tiny_config(Path("a.json")))
     content, _ = load_state(path)
     log_differences(content, tiny_config(Path("a.json")))
     assert not caplog.records

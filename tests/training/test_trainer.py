@@ -16,7 +16,7 @@ from tests.support.painted_set import write_set
 from tests.support.random_model import random_model
 from tests.support.tiny import TINY_NET, tiny_config
 from training.config import OptimiserConfig, TrainConfig
-from training.trainer import DivergedError, Limits, train
+from training.trainer import DivergedError, StopLimits, train
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +64,8 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(painted: Path, tmp_pat
     whole = _run(config, tmp_path / "whole")
     assert [line["step"] for line in whole] == [1, 2, 3, 4, 5, 6]
     parts = tmp_path / "parts"
-    _run(config, parts, limits=Limits(steps=1))
-    _run(config, parts, limits=Limits(steps=4), resume=True)
+    _run(config, parts, limits=StopLimits(steps=1))
+    _run(config, parts, limits=StopLimits(steps=4), resume=True)
     # What a killed process leaves beyond its last state is forgotten.
     with (parts / "losses.jsonl").open("a") as file:
         file.write(json.dumps({"step": 5, "total": -1}) + "\n")
@@ -78,7 +78,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(painted: Path, tmp_pat
 
 def test_a_folder_that_holds_a_training_is_not_overwritten(painted: Path, tmp_path: Path) -> None:
     config = tiny_config(painted)
-    _run(config, tmp_path, limits=Limits(steps=1))
+    _run(config, tmp_path, limits=StopLimits(steps=1))
     before = (tmp_path / "last.pt").read_bytes()
     with pytest.raises(ConfigError, match="--resume"):
         _run(config, tmp_path)
@@ -102,7 +102,7 @@ def test_steps_of_another_size_are_refused(
 ) -> None:
     # The schedule counts steps: it would end early or late, and go on at another rate.
     before = {"batch": 2, "schedule": {"epochs": 3}}
-    _run(tiny_config(painted, **before), tmp_path, limits=Limits(steps=2))
+    _run(tiny_config(painted, **before), tmp_path, limits=StopLimits(steps=2))
     with pytest.raises(ConfigError, match=said):
         _run(tiny_config(painted, **before | changes), tmp_path, resume=True)
     regrouped = tiny_config(painted, **before | {"batch": 1, "accumulate": 2})
@@ -125,14 +125,14 @@ def test_files_that_changed_since_change_no_step_and_are_told(
         teacher={"weights": str(weights), "scales": [1.0], "share": 0.5},
     )
     put(seed=1)
-    whole = _run(config, tmp_path / "whole", limits=Limits(steps=3))
+    whole = _run(config, tmp_path / "whole", limits=StopLimits(steps=3))
     parts = tmp_path / "parts"
-    _run(config, parts, limits=Limits(steps=1))
+    _run(config, parts, limits=StopLimits(steps=1))
     put(seed=2)
-    train(config, output=parts, resume=True, limits=Limits(steps=2))
+    train(config, output=parts, resume=True, limits=StopLimits(steps=2))
     assert "another teacher" in capsys.readouterr().err
     put(seed=1)
-    train(config, output=parts, resume=True, limits=Limits(steps=3))
+    train(config, output=parts, resume=True, limits=StopLimits(steps=3))
     sizes = torch.load(parts / "last.pt", weights_only=True)["optimiser"]["param_groups"][0]
     first = torch.load(tmp_path / "whole" / "last.pt", weights_only=True)["optimiser"]
     for mine, theirs in zip(sizes["sizes"], first["param_groups"][0]["sizes"], strict=True):
@@ -141,9 +141,9 @@ def test_files_that_changed_since_change_no_step_and_are_told(
 
 
 def test_rates_of_the_recipe_hold_after_a_resume(painted: Path, tmp_path: Path) -> None:
-    _run(tiny_config(painted), tmp_path, limits=Limits(steps=1))
+    _run(tiny_config(painted), tmp_path, limits=StopLimits(steps=1))
     slower = tiny_config(painted, optimiser={"rate": 1e-5})
-    lines = _run(slower, tmp_path, limits=Limits(steps=2), resume=True)
+    lines = _run(slower, tmp_path, limits=StopLimits(steps=2), resume=True)
     assert [line["rate"] for line in lines] == [1e-3, 1e-5]
 
 
@@ -152,8 +152,8 @@ def test_accumulated_batches_equal_one_large_batch(painted: Path, tmp_path: Path
     common: dict[str, Any] = {"freeze_norms": True, "run": {"weights": "float32"}}
     large = tiny_config(painted, batch=4, **common)
     small = tiny_config(painted, batch=2, accumulate=2, **common)
-    large_lines = _run(large, tmp_path / "large", limits=Limits(steps=3))
-    small_lines = _run(small, tmp_path / "small", limits=Limits(steps=3))
+    large_lines = _run(large, tmp_path / "large", limits=StopLimits(steps=3))
+    small_lines = _run(small, tmp_path / "small", limits=StopLimits(steps=3))
     for a, b in zip(large_lines, small_lines, strict=True):
         assert a["images"] == b["images"]
         assert a["total"] == pytest.approx(b["total"], rel=1e-4)
@@ -165,7 +165,7 @@ def test_frozen_parts_stay_as_they_were(painted: Path, tmp_path: Path) -> None:
     model = random_model("higher_hrnet_lite", **TINY_NET)
     save_model(start, model, dtype=torch.float32)
     config = tiny_config(painted, init=str(start), optimiser={"rates": {"backbone": 0}})
-    _run(config, tmp_path / "out", limits=Limits(steps=2))
+    _run(config, tmp_path / "out", limits=StopLimits(steps=2))
     before = model.net.state_dict()
     after = _weights(tmp_path / "out")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -175,7 +175,7 @@ def test_frozen_parts_stay_as_they_were(painted: Path, tmp_path: Path) -> None:
 
 def test_the_saved_weights_are_the_averaged_ones(painted: Path, tmp_path: Path) -> None:
     config = tiny_config(painted, ema={"decay": 0.9}, run={"weights": "float32"})
-    _run(config, tmp_path, limits=Limits(steps=3))
+    _run(config, tmp_path, limits=StopLimits(steps=3))
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     saved = load_model(tmp_path / "last.safetensors").net.state_dict()
     name = "first_head.conv.weight"
@@ -186,14 +186,14 @@ def test_the_saved_weights_are_the_averaged_ones(painted: Path, tmp_path: Path) 
 def test_the_file_says_how_the_weights_are_run(painted: Path, tmp_path: Path) -> None:
     run = {"tag_ramp_px": 8, "size_multiple": 32, "decode": {"detection_threshold": 0.3}}
     config = tiny_config(painted, run=run)
-    _run(config, tmp_path, limits=Limits(steps=1))
+    _run(config, tmp_path, limits=StopLimits(steps=1))
     model = load_model(tmp_path / "last.safetensors")
     assert (model.input_size, model.size_multiple, model.tag_ramp_px) == (64, 32, 8)
     assert model.decode == {"detection_threshold": 0.3}
     assert model.mean == (0.485, 0.456, 0.406)  # the habit of HRNets: ImageNet's
     # A training that starts from it takes over what its own recipe does not say.
     again = tiny_config(painted, init=str(tmp_path / "last.safetensors"))
-    _run(again, tmp_path / "again", limits=Limits(steps=1))
+    _run(again, tmp_path / "again", limits=StopLimits(steps=1))
     assert load_model(tmp_path / "again" / "last.safetensors").tag_ramp_px == 8
 
 
@@ -253,7 +253,7 @@ def test_a_corrupt_image_is_counted_named_and_survived(
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(painted: Path, tmp_path: Path) -> None:
     config = tiny_config(painted)
-    _run(config, tmp_path, limits=Limits(steps=2))
+    _run(config, tmp_path, limits=StopLimits(steps=2))
     good = (tmp_path / "last.pt").read_bytes()
     # A rate that no net survives.
     wild = tiny_config(painted, optimiser={"rate": 1e30})
