@@ -21,7 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.config import AugmentConfig
-from training.data import LabelledImage, Picture, supervised_pixels
+from training.data import (
+    LabelledImage,
+    Picture,
+    TaughtPeople,
+    supervised_pixels,
+    taught_pixels,
+)
 
 FloatArray = NDArray[np.float32]
 Matrix = NDArray[np.float64]
@@ -44,6 +50,18 @@ _TILE_CENTER = (0.35, 0.65)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class TaughtExample:
+    """What another model says of an example; see training.data.TaughtPeople."""
+
+    keypoints: tuple[FloatArray, ...]
+    """One (Q, K, 3) a level: x, y in that level's pixels, score; 0 outside of a mosaic's tile."""
+    areas: FloatArray
+    """(Q,) square pixels of the network input."""
+    shares: tuple[FloatArray, ...]
+    """One (1, h, w) a level: the teacher's share of the heatmaps, 0 where it says nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Example:
     """What one network input shows and what is known of it, S = settings.size."""
 
@@ -54,6 +72,10 @@ class Example:
     the crop are still there; those out of a mosaic's tile have v = 0."""
     masks: tuple[Mask, ...]
     """One (1, h, w) or, where keypoints are unknown, (K, h, w) a level: 1 is supervised."""
+    areas: FloatArray
+    """(P,) square pixels of the network input."""
+    taught: TaughtExample | None
+    """None: no image of it has a teacher's keypoints."""
 
 
 class _Tile(NamedTuple):
@@ -105,7 +127,7 @@ def make_example(
             for (image, _), tile in zip(parts, tiles, strict=True)
         ]
     placed = [
-        _Placed(image, matrix, tile, size, supervised_pixels(image))
+        _Placed(image, matrix, tile, size)
         for (image, _), matrix, tile in zip(parts, matrices, tiles, strict=True)
     ]
     picture = np.zeros((size, size, 3), np.uint8)
@@ -118,6 +140,8 @@ def make_example(
         picture,
         tuple(_keypoints_at(placed, level) for level in level_sizes),
         tuple(_mask_at(placed, level) for level in level_sizes),
+        np.concatenate([part.areas(part.image.areas) for part in placed]),
+        _taught(placed, level_sizes),
     )
     return _flipped(example, flip_order) if rng.random() < settings.flip else example
 
@@ -233,8 +257,17 @@ class _Placed(NamedTuple):
     """Picture pixels -> crop pixels."""
     tile: _Tile
     crop_size: int
-    supervised: Mask
-    """(h, w) of the picture: 255 or 0."""
+
+    def areas(self, of_picture: FloatArray) -> FloatArray:
+        """Square pixels of the picture -> of the crop."""
+        return of_picture * np.float32(abs(np.linalg.det(self.matrix[:, :2])))
+
+    def taught(self) -> TaughtPeople:
+        """Its image's; nobody and a share of 0 where it has none."""
+        if self.image.taught is not None:
+            return self.image.taught
+        keypoints = np.zeros((0, *self.image.keypoints.shape[1:]), np.float32)
+        return TaughtPeople(keypoints, np.zeros(0, np.float32), (), 0.0)
 
 
 def _view(array: NDArray[Any], tile: _Tile) -> NDArray[Any]:
@@ -253,15 +286,51 @@ def _warp(source: NDArray[np.uint8], matrix: Matrix, tile: _Tile) -> NDArray[np.
 
 def _keypoints_at(placed: Sequence[_Placed], level_size: int) -> FloatArray:
     """The keypoints of all parts in a level's pixels, (P, K, 3)."""
+    return _moved(placed, [part.image.keypoints for part in placed], level_size)
+
+
+def _moved(
+    placed: Sequence[_Placed], of_pictures: Sequence[FloatArray], level_size: int
+) -> FloatArray:
+    """Keypoints (P, K, 3) of every part's picture -> all of them in a level's pixels."""
     people = []
-    for image, matrix, tile, crop_size, _ in placed:
+    for (_, matrix, tile, crop_size), keypoints in zip(placed, of_pictures, strict=True):
         to_level = matrix * (level_size / crop_size)
-        points = image.keypoints.copy()
-        points[..., :2] = image.keypoints[..., :2] @ to_level[:, :2].T + to_level[:, 2]
+        points = keypoints.copy()
+        points[..., :2] = keypoints[..., :2] @ to_level[:, :2].T + to_level[:, 2]
         if len(placed) > 1:
             points = _cut(points, tile.at(level_size, crop_size))
         people.append(points)
     return np.concatenate(people)
+
+
+def _taught(placed: Sequence[_Placed], level_sizes: Sequence[int]) -> TaughtExample | None:
+    """What the teachers of all parts say, on every level."""
+    if all(part.image.taught is None for part in placed):
+        return None
+    people = [part.taught() for part in placed]
+    keypoints = [some.keypoints for some in people]
+    pixels = [taught_pixels(part.image) for part in placed]
+    return TaughtExample(
+        tuple(_moved(placed, keypoints, level) for level in level_sizes),
+        np.concatenate([part.areas(some.areas) for part, some in zip(placed, people, strict=True)]),
+        tuple(
+            _shares_at(placed, pixels, [some.share for some in people], level)
+            for level in level_sizes
+        ),
+    )
+
+
+def _shares_at(
+    placed: Sequence[_Placed], pixels: Sequence[Mask], shares: Sequence[float], level_size: int
+) -> FloatArray:
+    """(1, h, w): every part's share where its teacher's keypoints are complete, else 0."""
+    result = np.empty((1, level_size, level_size), np.float32)
+    for part, known, share in zip(placed, pixels, shares, strict=True):
+        to_level = part.matrix * (level_size / part.crop_size)
+        place = part.tile.at(level_size, part.crop_size)
+        _view(result[0], place)[:] = share * (_warp(known, to_level, place) > _MASK_LEVEL)
+    return result
 
 
 def _cut(keypoints: FloatArray, tile: _Tile) -> FloatArray:
@@ -281,10 +350,10 @@ def _mask_at(placed: Sequence[_Placed], level_size: int) -> Mask:
     unknown = any((part.image.keypoints[..., 2] < 0).any() for part in placed)
     channels = placed[0].image.keypoints.shape[1] if unknown else 1
     masks = np.empty((channels, level_size, level_size), np.uint8)
-    for image, matrix, tile, crop_size, supervised in placed:
+    for image, matrix, tile, crop_size in placed:
         to_level, place = matrix * (level_size / crop_size), tile.at(level_size, crop_size)
         part = masks[:, place.top : place.bottom, place.left : place.right]
-        part[:] = _warp(supervised, to_level, place) > _MASK_LEVEL
+        part[:] = _warp(supervised_pixels(image), to_level, place) > _MASK_LEVEL
         if unknown:
             to_level[:, 2] -= place.left, place.top
             _hide_unknown(part, image, to_level)
@@ -310,19 +379,34 @@ def _hide_unknown(masks: Mask, image: LabelledImage, part_from_image: Matrix) ->
 
 def _flipped(example: Example, flip_order: Sequence[int]) -> Example:
     """The example mirrored: left and right swap names, x becomes size - 1 - x on every level."""
-    keypoints = []
-    for points, mask in zip(example.keypoints, example.masks, strict=True):
-        mirrored = points[:, list(flip_order)]
-        mirrored[..., 0] = mask.shape[-1] - 1 - mirrored[..., 0]
-        keypoints.append(mirrored)
-    masks = (
-        mask[list(flip_order)] if len(mask) == len(flip_order) else mask for mask in example.masks
-    )
+    order = list(flip_order)
+    sides = [mask.shape[-1] for mask in example.masks]
+    masks = (mask[order] if len(mask) == len(order) else mask for mask in example.masks)
+    taught = example.taught
+    if taught is not None:
+        taught = TaughtExample(
+            _flipped_keypoints(taught.keypoints, sides, order),
+            taught.areas,
+            tuple(np.ascontiguousarray(share[..., ::-1]) for share in taught.shares),
+        )
     return Example(
         cv2.flip(example.image, 1),
-        tuple(keypoints),
+        _flipped_keypoints(example.keypoints, sides, order),
         tuple(np.ascontiguousarray(mask[..., ::-1]) for mask in masks),
+        example.areas,
+        taught,
     )
+
+
+def _flipped_keypoints(
+    of_levels: Sequence[FloatArray], sides: Sequence[int], order: list[int]
+) -> tuple[FloatArray, ...]:
+    flipped = []
+    for points, side in zip(of_levels, sides, strict=True):
+        mirrored = points[:, order]
+        mirrored[..., 0] = side - 1 - mirrored[..., 0]
+        flipped.append(mirrored)
+    return tuple(flipped)
 
 
 # --- colour ---------------------------------------------------------------------------------------

@@ -30,6 +30,15 @@ Color = tuple[float, float, float]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
+class TeacherKeypointsConfig(Settings):
+    """Another model's keypoints with scores, drawn as high as they score (docs/training.md)."""
+
+    keypoints: Path | None = None
+    """A JSON file; None: the field `teacher` of the annotations."""
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Of the teacher in every heatmap; the rest is labels. Where labels are masked it is all."""
+
+
 class DatasetConfig(Settings):
     """One annotation file in COCO or CrowdPose format and its images."""
 
@@ -44,6 +53,8 @@ class DatasetConfig(Settings):
     """Leave out annotations with a lower optional `agree`."""
     min_face_score: Fraction | None = None
     """Take optional `face_teacher` points at least this sure as labels; None: do not."""
+    teacher: TeacherKeypointsConfig | None = None
+    """None: labels alone, and what `TrainConfig.teacher` says."""
 
 
 class DataConfig(Settings):
@@ -81,17 +92,44 @@ class AugmentConfig(Settings):
     """Share of the examples that are centred on one person, 0.2 to 0.9 of the crop high."""
 
 
+class SizeSigmaConfig(Settings):
+    """A hat's sigma by its person's size, as in SWAHR (Luo et al. 2021, sec. 3.2).
+
+    SWAHR learns how wide hats are; here the person's area says it, as it does in OKS.
+    """
+
+    share: Positive = 0.08
+    """Of the square root of the person's area."""
+    least: Positive = 1.0
+    most: Positive = 4.0
+    """Limits of sigma, in TargetConfig.unit."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> SizeSigmaConfig:
+        if self.least > self.most:
+            raise ValueError(f"least {self.least:g} is above most {self.most:g}")
+        return self
+
+
 class TargetConfig(Settings):
     """Keypoints -> heatmaps and tag indices."""
 
     kind: Literal["gaussian", "truncated"] = "gaussian"
     """gaussian: HigherHRNet. truncated: DoubleHigherNet, exp(-d^2 / sigma^2) cut at tau."""
     sigma: Positive = 2.0
+    sigma_by_size: SizeSigmaConfig | None = None
+    """In place of `sigma`; None: everybody has the same, as published. gaussian only."""
     tau: tuple[Positive, Positive] = (10.0, 7.0)
     """Radius of the cut in the coarse and the fine stage; of `truncated` only."""
     unit: Literal["heatmap", "input"] = "heatmap"
     """The pixels that sigma and tau are counted in."""
     max_people: Count = 30
+
+    @model_validator(mode="after")
+    def _cut_hats_have_one_size(self) -> TargetConfig:
+        if self.sigma_by_size is not None and self.kind != "gaussian":
+            raise ValueError("sigma_by_size is for kind: gaussian; truncated hats have one size")
+        return self
 
 
 class LossConfig(Settings):

@@ -27,7 +27,13 @@ from numpy.typing import NDArray
 
 from kernels.oks import BODY_SHARE_OF_BOX
 from nets.skeletons import COCO, CROWDPOSE, Skeleton
-from training.config import DatasetConfig
+from training.config import DatasetConfig, TeacherKeypointsConfig
+from training.teacher_keypoints import (
+    BoxNumbers,
+    TeacherKeypoints,
+    read_teacher_keypoints,
+    teacher_keypoints_in,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +44,10 @@ Json = Mapping[str, Any]
 
 _SUPERVISED_GROWTH = 0.2
 """A person's box is made wider and higher by this share where only its inside is supervised."""
+
+
+_SAME_BOX_PX = 0.5
+"""Edges of one box in two files differ by at most so much: files round."""
 
 
 class ImageError(ValueError):
@@ -78,6 +88,20 @@ Region = Box | Polygons | Rle
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class TaughtPeople:
+    """The people of one image as another model sees them."""
+
+    keypoints: FloatArray
+    """(Q, K, 3) x, y, score in 0..1."""
+    areas: FloatArray
+    """(Q,) square pixels"""
+    ignore: tuple[Region, ...]
+    """People and crowds of whom it says nothing."""
+    share: float
+    """Of the heatmaps, where labels are not masked."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class LabelledImage:
     """Everything that is known of one image but its pixels; coordinates are in its pixels."""
 
@@ -95,15 +119,29 @@ class LabelledImage:
     """Pixels without supervision: crowds, people without keypoints."""
     only: tuple[float, float, float, float] | None
     """x, y, w, h: nothing outside is supervised, for other people there have no labels."""
+    taught: TaughtPeople | None = None
+    """None: its set has no teacher's keypoints."""
 
 
 def supervised_pixels(image: LabelledImage) -> NDArray[np.uint8]:
     """(h, w) uint8: 255 where the labels are complete, 0 in ignored regions and outside `only`."""
+    return _pixels_without(image, image.ignore)
+
+
+def taught_pixels(image: LabelledImage) -> NDArray[np.uint8]:
+    """(h, w) uint8: 255 where the teacher's keypoints are complete; 0 everywhere without them."""
+    if image.taught is None:
+        return np.zeros(image.size, np.uint8)
+    return _pixels_without(image, image.taught.ignore)
+
+
+def _pixels_without(image: LabelledImage, ignore: Sequence[Region]) -> NDArray[np.uint8]:
+    """(h, w) uint8: 0 in the regions and outside `only`, else 255."""
     mask = np.full(image.size, 255, np.uint8)
     if image.only is not None:
         mask[:] = 0
         _fill_box(mask, Box(*image.only), 255)
-    for region in image.ignore:
+    for region in ignore:
         if isinstance(region, Box):
             _fill_box(mask, region, 0)
         elif isinstance(region, Polygons):
@@ -397,8 +435,9 @@ def load_labelled_set(config: DatasetConfig, skeleton: Skeleton) -> LabelledSet:
         of_image: dict[int, list[Json]] = defaultdict(list)
         for annotation in _people_of(tree):
             of_image[annotation["image_id"]].append(annotation)
+        teacher = _teacher_keypoints(config.teacher, of_image, skeleton)
         images = tuple(
-            _labelled_image(image, of_image.pop(image["id"], []), config, skeleton)
+            _labelled_image(image, of_image.pop(image["id"], []), config, skeleton, teacher)
             for image in tree["images"]
         )
         if of_image:
@@ -413,6 +452,12 @@ def load_labelled_set(config: DatasetConfig, skeleton: Skeleton) -> LabelledSet:
     store = ImageStore(find_images(path, config.images))
     people = sum(len(image.keypoints) for image in images)
     _log.info("%s: %d images, %d people; images in %s", path, len(images), people, store.path)
+    if config.teacher is not None:
+        taught = sum(len(image.taught.keypoints) for image in images if image.taught is not None)
+        source = config.teacher.keypoints or "their field `teacher`"
+        _log.info(
+            "%s: %d people taught by %s, share %g", path, taught, source, config.teacher.share
+        )
     return LabelledSet(images, store, skeleton, path)
 
 
@@ -453,7 +498,11 @@ def _refuse_twins(values: Iterable[object], what: str) -> None:
 
 
 def _labelled_image(
-    image: Json, annotations: Sequence[Json], config: DatasetConfig, skeleton: Skeleton
+    image: Json,
+    annotations: Sequence[Json],
+    config: DatasetConfig,
+    skeleton: Skeleton,
+    teacher: TeacherKeypoints | None,
 ) -> LabelledImage:
     size = int(image["height"]), int(image["width"])
     ignore: list[Region] = [Box(*box) for box in image.get("ignore_boxes", ())]
@@ -479,7 +528,66 @@ def _labelled_image(
         areas=np.array(areas, np.float32),
         ignore=tuple(ignore),
         only=_supervised_box(boxes) if image.get("other_people_unlabelled") else None,
+        taught=None
+        if config.teacher is None or teacher is None
+        else _taught_people(image, annotations, skeleton, teacher, config.teacher.share),
     )
+
+
+def _teacher_keypoints(
+    config: TeacherKeypointsConfig | None,
+    of_image: Mapping[int, Sequence[Json]],
+    skeleton: Skeleton,
+) -> TeacherKeypoints | None:
+    if config is None:
+        return None
+    annotations = [annotation for some in of_image.values() for annotation in some]
+    if config.keypoints is None:
+        return teacher_keypoints_in(annotations, skeleton.num_keypoints)
+    teacher = read_teacher_keypoints(config.keypoints, skeleton.num_keypoints)
+    if not any(annotation.get("id") in teacher.of_annotation for annotation in annotations):
+        raise ValueError(
+            f"teacher's keypoints {config.keypoints} know none of its annotations; "
+            "they are those of another file"
+        )
+    return teacher
+
+
+def _taught_people(
+    image: Json,
+    annotations: Sequence[Json],
+    skeleton: Skeleton,
+    teacher: TeacherKeypoints,
+    share: float,
+) -> TaughtPeople:
+    """Whom the teacher knows; the others, and crowds, are regions of which it says nothing."""
+    size = int(image["height"]), int(image["width"])
+    unboxed = teacher.of_ignored.get(image["id"], ())
+    keypoints = [points for _, points in unboxed]
+    areas = [BODY_SHARE_OF_BOX * box[2] * box[3] for box, _ in unboxed]
+    ignore: list[Region] = [
+        Box(*box)
+        for box in image.get("ignore_boxes", ())
+        if not any(_same_box(box, known) for known, _ in unboxed)
+    ]
+    for annotation in annotations:
+        points = teacher.of_annotation.get(annotation["id"])
+        if points is None or annotation.get("iscrowd", 0) or not points[:, 2].any():
+            ignore.append(_region_of(annotation, size))
+            continue
+        box = _box_of(annotation, points)
+        keypoints.append(points)
+        areas.append(annotation.get("area", BODY_SHARE_OF_BOX * box.width * box.height))
+    return TaughtPeople(
+        np.array(keypoints, np.float32).reshape(-1, skeleton.num_keypoints, 3),
+        np.array(areas, np.float32),
+        tuple(ignore),
+        share,
+    )
+
+
+def _same_box(one: Sequence[float], other: BoxNumbers) -> bool:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True)) <= _SAME_BOX_PX
 
 
 def _keypoints_of(annotation: Json, config: DatasetConfig, skeleton: Skeleton) -> FloatArray:

@@ -24,10 +24,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from training.augment import make_example
+from training.augment import Example, make_example
 from training.config import AugmentConfig, TargetConfig
 from training.data import ImageError, LabelledImage, LabelledSet, Picture
-from training.targets import TAG_STRIDE, Plan, draw_heatmaps, tag_index
+from training.targets import (
+    TAG_STRIDE,
+    Plan,
+    draw_heatmaps,
+    mixed_heatmaps,
+    sigmas_by_size,
+    tag_index,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -152,13 +159,13 @@ class Examples(Dataset[TrainingExample]):
             flip_order=self._flip_order,
             rng=rng,
         )
-        keypoints = dict(zip(self._strides, example.keypoints, strict=True))
+        targets = {entry: self._target_of(example, entry) for entry in set(self.plan)}
         return TrainingExample(
             image=example.image,
-            heatmaps={entry: self._heatmaps(keypoints, entry) for entry in set(self.plan)},
-            masks=dict(zip(self._strides, example.masks, strict=True)),
+            heatmaps={entry: heatmaps for entry, (heatmaps, _) in targets.items()},
+            masks={entry.stride: mask for entry, (_, mask) in targets.items()},
             tag_index=tag_index(
-                keypoints[TAG_STRIDE],
+                example.keypoints[self._strides.index(TAG_STRIDE)],
                 self._augment.size // TAG_STRIDE,
                 max_people=self._target.max_people,
                 rng=rng,
@@ -188,15 +195,33 @@ class Examples(Dataset[TrainingExample]):
                 failed.append(str(error))
         raise ImageError(f"{len(failed)} images in a row cannot be read; the last: {failed[-1]}")
 
-    def _heatmaps(
-        self, keypoints: dict[int, NDArray[np.float32]], entry: Plan
+    def _target_of(
+        self, example: Example, entry: Plan
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """The heatmaps of one entry of the plan and their mask: labels, mixed with a teacher's."""
+        level, taught = self._strides.index(entry.stride), example.taught
+        heatmaps = self._drawn(example.keypoints[level], example.areas, entry)
+        mask = example.masks[level]
+        if taught is None:
+            return heatmaps, mask
+        points = taught.keypoints[level]
+        said = self._drawn(points, taught.areas, entry, heights=points[..., 2])
+        return mixed_heatmaps(heatmaps, mask, said, taught.shares[level])
+
+    def _drawn(
+        self,
+        keypoints: NDArray[np.float32],
+        areas: NDArray[np.float32],
+        entry: Plan,
+        heights: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         return draw_heatmaps(
-            keypoints[entry.stride],
+            keypoints,
             self._augment.size // entry.stride,
-            sigma=self._target.sigma,
+            sigma=sigmas_by_size(areas, entry.stride, self._target),
             tau=entry.tau,
             unit_stride=entry.stride if self._target.unit == "input" else 1,
+            heights=heights,
         )
 
 

@@ -22,6 +22,8 @@ from training.config import TargetConfig
 
 FloatArray = NDArray[np.float32]
 
+_SIGMA_STEP = 0.125
+
 TAG_STRIDE = 4
 """Network-input pixels in a pixel of the tags, of every net (HigherHRNet sec. 3.2)."""
 
@@ -52,9 +54,10 @@ def draw_heatmaps(
     keypoints: NDArray[np.floating[Any]],
     size: int | tuple[int, int],
     *,
-    sigma: float,
+    sigma: float | FloatArray,
     tau: float | None = None,
     unit_stride: int = 1,
+    heights: FloatArray | None = None,
 ) -> FloatArray:
     """A hat on every labelled keypoint; where hats of several people overlap, the higher one.
 
@@ -66,16 +69,60 @@ def draw_heatmaps(
         keypoints: (P, K, 3) x, y, v in pixels of the map. Those with v <= 0 and those whose pixel
             lies outside are left out.
         size: (h, w) of the map, or one number for a square one.
-        sigma, tau: in the unit of d.
+        sigma, tau: in the unit of d; sigma may be one for each person, (P,).
         unit_stride: how many units a map pixel is wide. 1 measures in map pixels; the map's stride
             measures in network-input pixels.
+        heights: (P, K) float32, tops of the hats; None: all 1.
     Returns:
         (K, h, w) float32 in 0..1.
     """
     height, width = _height_width(size)
     heatmaps = np.zeros((keypoints.shape[1], height, width), np.float32)
-    _merge(heatmaps, _cells(keypoints, (height, width)), _hat(sigma, tau, unit_stride))
+    cells = _cells(keypoints, (height, width))
+    if heights is None:
+        heights = np.ones(cells.shape, np.float32)
+    sigmas = np.broadcast_to(sigma, len(cells))
+    for one in np.unique(sigmas).tolist():
+        same = sigmas == one
+        _merge(heatmaps, cells[same], heights[same], _hat(one, tau, unit_stride))
     return heatmaps
+
+
+def sigmas_by_size(areas: FloatArray, stride: int, target: TargetConfig) -> float | FloatArray:
+    """Sigma for draw_heatmaps: one for all, or (P,) by the people's areas.
+
+    Args:
+        areas: (P,) in square pixels of the network input.
+        stride: of the map.
+    """
+    by_size = target.sigma_by_size
+    if by_size is None:
+        return target.sigma
+    unit_px = 1 if target.unit == "input" else stride
+    sigmas = by_size.share * np.sqrt(areas) / unit_px
+    steps = np.rint(sigmas / _SIGMA_STEP) * _SIGMA_STEP  # few hats, which are kept
+    return np.clip(steps, by_size.least, by_size.most).astype(np.float32)
+
+
+def mixed_heatmaps(
+    drawn: FloatArray, mask: NDArray[np.uint8], taught: FloatArray, share: FloatArray
+) -> tuple[FloatArray, NDArray[np.uint8]]:
+    """Heatmaps of labels and of a teacher as one target, and its mask.
+
+    Where both are known it is their mean by `share`, where one is known that one's.
+
+    Args:
+        drawn, taught: (K, h, w).
+        mask: (1 or K, h, w), 1 where labels are complete.
+        share: (1, h, w), the teacher's; 0 where it says nothing.
+    Returns:
+        (K, h, w) float32 and (1 or K, h, w) uint8.
+    """
+    knows = share > 0
+    mixed = taught - drawn
+    mixed *= np.where(mask > 0, share, knows.astype(np.float32))
+    mixed += drawn
+    return mixed, mask | knows.astype(np.uint8)
 
 
 def tag_index(
@@ -162,8 +209,10 @@ def _hat(sigma: float, tau: float | None, unit_stride: int) -> FloatArray:
 
 
 @njit
-def _merge(heatmaps: FloatArray, cells: NDArray[np.int64], hat: FloatArray) -> None:
-    """Raise heatmaps (K, h, w) to the hat around every cell (P, K) that is not -1."""
+def _merge(
+    heatmaps: FloatArray, cells: NDArray[np.int64], heights: FloatArray, hat: FloatArray
+) -> None:
+    """Raise heatmaps (K, h, w) to the hat, heights (P, K) high, around every cell (P, K) >= 0."""
     num_keypoints, height, width = heatmaps.shape
     radius = hat.shape[0] // 2
     for person in range(cells.shape[0]):
@@ -171,10 +220,11 @@ def _merge(heatmaps: FloatArray, cells: NDArray[np.int64], hat: FloatArray) -> N
             cell = cells[person, k]
             if cell < 0:
                 continue
+            top_of_hat = heights[person, k]
             top, left = cell // width - radius, cell % width - radius
             first, last = max(left, 0), min(left + 2 * radius + 1, width)
             for y in range(max(top, 0), min(top + 2 * radius + 1, height)):
                 row = heatmaps[k, y, first:last]
                 of_hat = hat[y - top, first - left : last - left]
                 for x in range(last - first):
-                    row[x] = of_hat[x] if of_hat[x] > row[x] else row[x]
+                    row[x] = max(row[x], top_of_hat * of_hat[x])

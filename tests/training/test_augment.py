@@ -1,5 +1,6 @@
 """Augmentation against independent definitions: dots in pictures, masks looked up at points."""
 
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from nets.skeletons import COCO
 from training.augment import Example, make_example, published_matrix
 from training.config import AugmentConfig
-from training.data import Box, LabelledImage, Picture
+from training.data import Box, LabelledImage, Picture, TaughtPeople
 
 K = COCO.num_keypoints
 STILL: dict[str, Any] = {"rotation_deg": 0, "scale": (1, 1), "translation_px": 0, "flip": 0}
@@ -281,6 +282,57 @@ def test_an_unknown_keypoint_switches_off_its_channel_near_its_person_alone(seed
                 assert mask[0, int(y), int(x)] == 1
                 supervised += 1
         assert mask[1].sum() > mask[0].sum() or supervised == 0
+
+
+# --- a teacher's keypoints ------------------------------------------------------------------------
+
+
+def taught_image(rng: np.random.Generator, share: float | None) -> LabelledImage:
+    """Two people and an ignored box; a teacher, if any, says of them what the labels say."""
+    size = (int(rng.integers(90, 220)), int(rng.integers(90, 220)))
+    people = random_people(rng, size, 2)
+    ignore = (Box(int(rng.integers(60)), int(rng.integers(60)), 30, 40),)
+    image = image_of(size, people, ignore=ignore, only=(10.0, 5.0, 70.0, 80.0))
+    if share is None:
+        return image
+    return replace(image, taught=TaughtPeople(image.keypoints, image.areas, ignore, share))
+
+
+@pytest.mark.parametrize("flip", [0, 1])
+@pytest.mark.parametrize("shares", [(0.25,), (0.25, None, 1.0, 0.5)])
+def test_what_a_teacher_says_moves_as_labels_do(
+    shares: tuple[float | None, ...], flip: int
+) -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        images = [taught_image(rng, share) for share in shares]
+        parts = [(image, black(image.size)) for image in images]
+        example = make(parts, seed, levels=(32, 64), flip=flip)
+        taught = example.taught
+        assert taught is not None
+        has_teacher = np.repeat([share is not None for share in shares], 2)
+        np.testing.assert_array_equal(taught.areas, example.areas[has_teacher])
+        for level in (0, 1):
+            said, labels = taught.keypoints[level], example.keypoints[level]
+            np.testing.assert_array_equal(said, labels[has_teacher])
+            mask, share = example.masks[level], taught.shares[level]
+            assert share.shape == mask.shape
+            assert set(np.unique(share).tolist()) <= {0, *(s for s in shares if s is not None)}
+            assert not share[mask == 0].any()
+            if None not in shares:
+                assert (share[mask > 0] > 0).all()
+
+
+def test_without_a_teacher_an_example_has_none() -> None:
+    image = taught_image(np.random.default_rng(0), None)
+    assert make([(image, black(image.size))], 0).taught is None
+
+
+def test_areas_grow_with_the_picture() -> None:
+    size = (64, 96)
+    image = image_of(size, random_people(np.random.default_rng(0), size, 2))
+    example = make([(image, black(size))], 0, **STILL)
+    np.testing.assert_allclose(example.areas, 4 * image.areas, rtol=1e-5)
 
 
 # --- mosaics -------------------------------------------------------------------------------------

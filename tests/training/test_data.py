@@ -40,6 +40,7 @@ from training.data import (
     find_images,
     load_labelled_set,
     supervised_pixels,
+    taught_pixels,
 )
 
 PERSON = people_of_picture(1, 1)[0]
@@ -115,6 +116,70 @@ def test_annotations_with_less_agreement_become_ignored_regions(tmp_path: Path) 
     image = loaded(tmp_path, tree_of([IMAGE], entries), min_agree=0.5)
     np.testing.assert_allclose(image.keypoints[:, :, :2], [good])
     assert image.ignore == (tuple(entries[1]["bbox"]),)
+
+
+def taught_points(people: np.ndarray, score: float) -> np.ndarray:
+    """(P, 17, 3): these places, all of one score."""
+    return np.concatenate([people, np.full((*people.shape[:2], 1), score)], axis=2)
+
+
+def test_a_teacher_says_its_keypoints_of_people_with_and_without_labels(tmp_path: Path) -> None:
+    """Of the ignored boxes it knows one, a pixel's rounding off; of the people not the last."""
+    first, second = people_of_picture(1, 2)
+    crowd = annotation(3, 1, PERSON) | {"iscrowd": 1, "bbox": [0, 0, 10, 10]}
+    image_entry = IMAGE | {"ignore_boxes": [[200, 20, 40, 50], [100, 150, 30, 30]]}
+    tree = tree_of([image_entry], [annotation(1, 1, first), annotation(2, 1, second), crowd])
+    said = taught_points(np.stack([first + 2, second]), 0.75)
+    teacher = {
+        "annotations": {"1": said[0].tolist(), "3": said[1].tolist()},
+        "ignore_boxes": {"1": [[[200.3, 19.8, 40, 50], said[1].tolist()]]},
+    }
+    config = {"keypoints": write_json(tmp_path / "teacher.json", teacher), "share": 0.25}
+    image = loaded(tmp_path, tree, teacher=config)
+    taught = image.taught
+    assert taught is not None
+    assert taught.share == 0.25
+    np.testing.assert_allclose(taught.keypoints, said[[1, 0]])
+    np.testing.assert_allclose(taught.areas, [0.53 * 40 * 50, tree["annotations"][0]["area"]])
+    expected = np.full(SIZE, 255, np.uint8)
+    expected[150:180, 100:130] = expected[:10, :10] = 0
+    x, y, w, h = tree["annotations"][1]["bbox"]
+    expected[round(y) : round(y + h), round(x) : round(x + w)] = 0
+    np.testing.assert_array_equal(taught_pixels(image), expected)
+    assert (supervised_pixels(image)[20:70, 200:240] == 0).all()  # labels say nothing there
+
+
+def test_a_teacher_may_stand_in_the_annotations(tmp_path: Path) -> None:
+    said = taught_points(people_of_picture(1, 1), 0.5)
+    entry = annotation(7, 1, PERSON) | {"teacher": said.ravel().tolist()}
+    image = loaded(tmp_path, tree_of([IMAGE], [entry]), teacher={"share": 1})
+    assert image.taught is not None
+    np.testing.assert_allclose(image.taught.keypoints, said)
+    assert (taught_pixels(image) == 255).all()
+    untaught = loaded(tmp_path, tree_of([IMAGE], [entry]))
+    assert untaught.taught is None
+    assert not taught_pixels(untaught).any()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        ({"annotations": {"8": [[1, 2, 0.5]] * 17}}, "know none of its annotations"),
+        ({"annotations": {"7": [[1, 2, 0.5]] * 14}}, "annotation 7 has 42 numbers, expected 51"),
+        ({"ignore_boxes": {"1": [[[1, 2, 3], [[1, 2, 0.5]] * 17]]}}, "teacher.json: .*values"),
+        (None, "no annotation has a field `teacher`"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_one_clear_line(
+    tmp_path: Path, teacher: Any, said: str
+) -> None:
+    config: dict[str, Any] = {}
+    if teacher is not None:
+        config["keypoints"] = write_json(tmp_path / "teacher.json", teacher)
+    with pytest.raises(ValueError, match=said) as error:
+        loaded(tmp_path, tree_of([IMAGE], [annotation(7, 1, PERSON)]), teacher=config)
+    assert "some.json" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 # --- what is supervised --------------------------------------------------------------------------

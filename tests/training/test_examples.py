@@ -1,6 +1,7 @@
 """Which example comes when: order, shares, resume, workers, images that cannot be read."""
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,13 @@ from tests.support.labelled import (
     write_set,
     write_store,
 )
-from training.config import AugmentConfig, DatasetConfig, TargetConfig
+from training.config import (
+    AugmentConfig,
+    DatasetConfig,
+    SizeSigmaConfig,
+    TargetConfig,
+    TeacherKeypointsConfig,
+)
 from training.data import ImageError, LabelledSet, load_labelled_set
 from training.examples import (
     Batch,
@@ -158,6 +165,34 @@ def test_masks_take_a_channel_each_as_soon_as_one_keypoint_is_unknown(tmp_path: 
 
 
 # --- the same example everywhere ------------------------------------------------------------------
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("share", [0.25, 1])
+def test_a_teacher_is_drawn_by_score_and_mixed_by_share(tmp_path: Path, share: float) -> None:
+    """It says of everybody what labels say, nine pixels off and with scores of its own."""
+    path = write_set(tmp_path, 2)
+    tree = json.loads(path.read_text())
+    for entry in tree["annotations"]:
+        points = np.reshape(entry["keypoints"], (-1, 3)) + (9, 0, 0)
+        points[:, 2] = np.linspace(0.1, 0.9, 17)
+        entry["teacher"] = points.ravel().tolist()
+    write_json(path, tree)
+    target = TargetConfig(max_people=5, sigma_by_size=SizeSigmaConfig())
+    (plain,) = take(examples_of(load(path), target=target), 1, batch=2)
+    taught = load(path, teacher=TeacherKeypointsConfig(share=share))
+    (mixed,) = take(examples_of(taught, target=target), 1, batch=2)
+    (alone,) = take(
+        examples_of(load(path, teacher=TeacherKeypointsConfig(share=1)), target=target), 1, batch=2
+    )
+    assert torch.equal(mixed.images, plain.images)
+    assert torch.equal(mixed.tag_index, plain.tag_index)
+    for drawn, said, both in zip(plain.heatmaps, alone.heatmaps, mixed.heatmaps, strict=True):
+        torch.testing.assert_close(both, (1 - share) * drawn + share * said)
+        tops = said.amax(dim=(2, 3))
+        scores = torch.linspace(0.1, 0.9, 17)
+        assert ((tops - scores).abs() < 1e-6).any()
+        assert (tops <= 0.9 + 1e-6).all()
 
 
 def test_workers_and_process_make_the_same_batches(tmp_path: Path) -> None:

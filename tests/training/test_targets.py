@@ -1,7 +1,7 @@
 """Heatmaps and tag indices: equal to the published code's, to the formulas, and at every border."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,9 +14,16 @@ from nets import build_net
 from nets.double_higher_net import DoubleHigherNetSettings
 from nets.higher_hrnet import HigherHRNetSettings
 from tests.support.places import DATA
-from training.config import TargetConfig
+from training.config import SizeSigmaConfig, TargetConfig
 from training.losses import heatmaps_of
-from training.targets import Plan, draw_heatmaps, tag_index, target_plan
+from training.targets import (
+    Plan,
+    draw_heatmaps,
+    mixed_heatmaps,
+    sigmas_by_size,
+    tag_index,
+    target_plan,
+)
 
 CASES = dict(np.load(DATA / "target_cases.npz"))
 
@@ -158,6 +165,49 @@ def test_a_keypoint_belongs_to_the_pixel_of_its_truncated_coordinates(
 def test_outside_unlabelled_and_unknown_keypoints_leave_nothing(x: float, y: float, v: int) -> None:
     assert not draw_heatmaps(one_keypoint(x, y, v), (12, 16), sigma=2).any()
     assert not tag_index(one_keypoint(x, y, v), (12, 16), max_people=2).any()
+
+
+def test_every_hat_has_its_own_sigma_and_height() -> None:
+    """Several people in one map are the highest of the maps of each alone."""
+    keypoints = some_people(3, people=4, num_keypoints=3, size=(24, 30))
+    sigmas = np.array([1, 2.5, 1, 3], np.float32)
+    heights = np.random.default_rng(0).uniform(0, 1, (4, 3)).astype(np.float32)
+    drawn = draw_heatmaps(keypoints, (24, 30), sigma=sigmas, heights=heights)
+    alone = [
+        draw_heatmaps(keypoints[[p]], (24, 30), sigma=float(sigmas[p])) * heights[p][:, None, None]
+        for p in range(4)
+    ]
+    np.testing.assert_array_equal(drawn, np.max(alone, axis=0))
+    assert 0 < drawn.max() < 1
+
+
+@pytest.mark.parametrize(("unit", "stride"), [("heatmap", 4), ("heatmap", 2), ("input", 4)])
+def test_sigma_follows_the_root_of_the_area_between_its_limits(
+    unit: Literal["heatmap", "input"], stride: int
+) -> None:
+    by_size = SizeSigmaConfig(share=0.1, least=1, most=4)
+    target = TargetConfig(sigma_by_size=by_size, unit=unit)
+    sides = np.array([4, 80, 100, 120, 4000], np.float32)
+    sigmas = sigmas_by_size(sides**2, stride, target)
+    unit_px = stride if unit == "heatmap" else 1
+    np.testing.assert_allclose(sigmas, np.clip(0.1 * sides / unit_px, 1, 4), atol=1 / 16)
+    assert sigmas_by_size(sides**2, stride, TargetConfig(sigma=3)) == 3
+
+
+def test_labels_and_a_teacher_are_mixed_where_both_know() -> None:
+    rng = np.random.default_rng(0)
+    drawn, taught = rng.random((2, 5, 6, 7), np.float32)
+    mask = rng.integers(0, 2, (5, 6, 7), np.uint8)
+    share = rng.choice(np.array([0, 0.3, 1], np.float32), (1, 6, 7))
+    mixed, known = mixed_heatmaps(drawn.copy(), mask, taught.copy(), share)
+    for k, y, x in np.ndindex(drawn.shape):
+        labelled, of_teacher = bool(mask[k, y, x]), float(share[0, y, x])
+        assert known[k, y, x] == (labelled or of_teacher > 0)
+        if labelled:
+            expected = (1 - of_teacher) * drawn[k, y, x] + of_teacher * taught[k, y, x]
+        else:
+            expected = taught[k, y, x] if of_teacher else drawn[k, y, x]
+        assert mixed[k, y, x] == pytest.approx(expected, abs=1e-6)
 
 
 def test_both_kinds_of_visibility_count_alike() -> None:

@@ -28,6 +28,8 @@ def test_the_defaults_are_the_published_training() -> None:
     assert (config.augment.translation_px, config.augment.flip) == (40, 0.5)
     assert (config.loss.heatmap, config.loss.push, config.loss.pull) == (1, 1e-3, 1e-3)
     assert (config.target.kind, config.target.sigma) == ("gaussian", 2)
+    assert config.target.sigma_by_size is None
+    assert all(part.teacher is None for part in config.data.train)
     assert config.ema.decay == config.optimiser.weight_decay == config.augment.color == 0
 
 
@@ -43,6 +45,12 @@ def test_the_defaults_are_the_published_training() -> None:
         ({"optimiser": {"weight_decay": 0.1}}, "adamw"),
         ({"precision": "fp8"}, "'fp16'"),
         ({"ema": {"decay": 1.0}}, "less than 1"),
+        (
+            {"target": {"kind": "truncated", "sigma_by_size": {}}},
+            "sigma_by_size is for kind: gaussian",
+        ),
+        ({"target": {"sigma_by_size": {"least": 5}}}, "least 5 is above most 4"),
+        ({"data": {"train": [{"annotations": "a", "teacher": {"share": 0}}]}}, "greater than 0"),
         ({"device": "gpu"}, "expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         (
             {"teacher": {"weights": "a", "scales": [1, 0.6667]}, "augment": {"size": 320}},
