@@ -11,7 +11,8 @@
     report: table, plot, drawings
 
     config     what a recipe may say           data       COCO and CrowdPose files, image archives
-    teacher_keypoints   a file of what another model says of the same people; teacher   a model that runs beside
+    teacher_keypoints    a file of what another model says of the same people
+    teacher    a model that runs beside the training and says it of every example
     augment    one example of one image, or a mosaic of four
     examples   which image comes when; workers; batches
     targets    heatmaps and tag indices        losses     heatmap, push and pull

@@ -141,6 +141,9 @@ class LossConfig(Settings):
     push_kind: Literal["exp", "max"] = "exp"
     foreground: NotNegative = 0.0
     """A pixel's squared error counts (1 + foreground * target) times; 0 as published."""
+    adaptive: NotNegative | None = None
+    """Exponent gamma of SWAHR's weight-adaptive loss (Luo et al. 2021, sec. 3.3; 0.01 there):
+    what is easy counts less. None: off, as in HigherHRNet."""
 
 
 class OptimiserConfig(Settings):

@@ -73,7 +73,13 @@ def total_loss(
     """
     heatmaps = torch.stack(
         [
-            heatmap_loss(predicted, target, mask, foreground=settings.foreground).mean()
+            heatmap_loss(
+                predicted,
+                target,
+                mask,
+                foreground=settings.foreground,
+                adaptive=settings.adaptive,
+            ).mean()
             for predicted, target, mask in zip(
                 heatmaps_of(output), batch.heatmaps, batch.masks, strict=True
             )
@@ -109,7 +115,12 @@ def tags_of(output: PoseOutput) -> tuple[Tensor, ...]:
 
 
 def heatmap_loss(
-    predicted: Tensor, target: Tensor, mask: Tensor, *, foreground: float = 0.0
+    predicted: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    *,
+    foreground: float = 0.0,
+    adaptive: float | None = None,
 ) -> Tensor:
     """Mean squared error of each image, (B,) float32.
 
@@ -120,14 +131,24 @@ def heatmap_loss(
         predicted, target: (B, K, h, w).
         mask: (B, K, h, w) or (B, 1, h, w), 1 or True where there is supervision.
         foreground: how much more a keypoint's middle weighs than the background; 0 as published.
+        adaptive: gamma of SWAHR's weights (sec. 3.3): a pixel counts
+            t^gamma |1 - p| + (1 - t^gamma) |p| times, so what is nearly right counts little. They
+            count as given: no gradient flows through them.
     """
     assert predicted.shape == target.shape, (predicted.shape, target.shape)
     assert mask.ndim == 4, mask.shape  # (B, h, w) would broadcast over the wrong axes
     with torch.autocast(predicted.device.type, enabled=False):
         loss: Tensor = _WeightedSquare.apply(  # type: ignore[no-untyped-call]
-            predicted, target, mask, foreground
+            predicted, target, mask, _Weights(foreground, adaptive)
         )
     return loss
+
+
+class _Weights(NamedTuple):
+    """See heatmap_loss."""
+
+    foreground: float
+    adaptive: float | None
 
 
 class _WeightedSquare(torch.autograd.Function):
@@ -139,15 +160,18 @@ class _WeightedSquare(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, predicted: Tensor, target: Tensor, mask: Tensor, foreground: float
+        ctx: Any, predicted: Tensor, target: Tensor, mask: Tensor, weights: "_Weights"
     ) -> Tensor:
         dtype = torch.promote_types(predicted.dtype, torch.float32)
         # Networks give channels_last; arithmetic between the two layouts would be slow.
         difference = predicted.to(dtype, memory_format=torch.contiguous_format, copy=True)
         difference.sub_(target)
         weighted = difference * mask.to(dtype)
-        if foreground:
-            weighted.addcmul_(weighted, target, value=foreground)
+        if weights.foreground:
+            weighted.addcmul_(weighted, target, value=weights.foreground)
+        if weights.adaptive is not None:
+            said, near = predicted.to(dtype), target.pow(weights.adaptive)
+            weighted.mul_(near * (1 - said).abs() + (1 - near) * said.abs())
         ctx.save_for_backward(weighted)
         ctx.dtype = predicted.dtype
         return difference.mul_(weighted).mean(dim=(1, 2, 3))

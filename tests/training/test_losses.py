@@ -367,6 +367,25 @@ def test_autocast_and_half_tags_give_float32_losses() -> None:
     assert tag_loss(two.bfloat16(), index, num_keypoints=2)[1].dtype == torch.float32
 
 
+def test_adaptive_weights_follow_the_paper_and_count_as_given() -> None:
+    """SWAHR: t^gamma |1 - p| + (1 - t^gamma) |p|; its derivative is that of a weighted square."""
+    generator = torch.Generator().manual_seed(0)
+    predicted = torch.rand(2, 3, 5, 6, generator=generator, dtype=torch.float64) * 1.4 - 0.2
+    target = torch.rand(2, 3, 5, 6, generator=generator, dtype=torch.float64)
+    target[target < 0.5] = 0
+    mask = (torch.rand(2, 1, 5, 6, generator=generator) > 0.3).to(torch.uint8)
+    near = torch.where(target > 0, target**0.01, 0)
+    weights = near * (1 - predicted).abs() + (1 - near) * predicted.abs()
+    weights = weights * mask * (1 + 4 * target)
+    expected = (weights * (predicted - target) ** 2).mean(dim=(1, 2, 3))
+    predicted.requires_grad_()
+    loss = heatmap_loss(predicted, target, mask, foreground=4, adaptive=0.01)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        gradient(loss, predicted), 2 * weights * (predicted.detach() - target) / (3 * 5 * 6)
+    )
+
+
 def test_what_does_not_fit_is_refused() -> None:
     index = index_of([0], num_keypoints=3)
     with pytest.raises(ValueError, match=r"T \* K channels with K = 3, got shape \(1, 4, 4, 4\)"):

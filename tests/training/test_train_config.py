@@ -28,7 +28,7 @@ def test_the_defaults_are_the_published_training() -> None:
     assert (config.augment.translation_px, config.augment.flip) == (40, 0.5)
     assert (config.loss.heatmap, config.loss.push, config.loss.pull) == (1, 1e-3, 1e-3)
     assert (config.target.kind, config.target.sigma) == ("gaussian", 2)
-    assert config.target.sigma_by_size is None
+    assert (config.target.sigma_by_size, config.loss.adaptive, config.teacher) == (None,) * 3
     assert all(part.teacher is None for part in config.data.train)
     assert config.ema.decay == config.optimiser.weight_decay == config.augment.color == 0
 
