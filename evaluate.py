@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from nets.engines.engine import Engine
     from nets.skeletons import Skeleton
     from pipeline.messages import Poses
-    from training.data import LabelledImage
     from training.evaluation import EvaluationData, Scores
+    from training.labels import LabelledImage
     from training.predict import PredictSettings, SetPrediction
 
 EXAMPLES = """\

@@ -21,13 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.config import AugmentConfig
-from training.data import (
-    LabelledImage,
-    Picture,
-    TaughtPeople,
-    supervised_pixels,
-    taught_pixels,
-)
+from training.image_store import Picture
+from training.labels import LabelledImage, TaughtPeople, supervised_pixels, taught_pixels
 
 FloatArray = NDArray[np.float32]
 Matrix = NDArray[np.float64]
@@ -51,7 +46,7 @@ _TILE_CENTER = (0.35, 0.65)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaughtExample:
-    """What another model says of an example; see training.data.TaughtPeople."""
+    """What another model says of an example; see training.labels.TaughtPeople."""
 
     keypoints: tuple[FloatArray, ...]
     """One (Q, K, 3) a level: x, y in that level's pixels, score; 0 outside of a mosaic's tile."""

@@ -16,8 +16,10 @@ import numpy as np
 
 from common.files import write_atomically
 from nets.skeletons import Skeleton
+from training.annotations import load_labelled_set
 from training.config import DatasetConfig
-from training.data import ImageStore, LabelledImage, load_labelled_set
+from training.image_store import ImageStore
+from training.labels import LabelledImage
 from training.metrics import (
     Difference,
     Interval,

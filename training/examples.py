@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from training.annotations import LabelledSet
 from training.augment import Example, make_example
 from training.config import AugmentConfig, TargetConfig
-from training.data import ImageError, LabelledImage, LabelledSet, Picture
+from training.image_store import ImageError, Picture
+from training.labels import LabelledImage
 from training.targets import (
     TAG_STRIDE,
     Plan,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from kernels.jit import njit
 from kernels.oks import BODY_SHARE_OF_BOX
 from nets.skeletons import CROWDPOSE, Skeleton
-from training import data
+from training import annotations as annotation_files
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
         ValueError: no file, no JSON, or no list of images in it; one line.
     """
     try:
-        return data.read_annotations(path)
+        return annotation_files.read_annotations(path)
     except ValueError as error:
         raise ValueError(f"annotations {path}: {error}") from None
 

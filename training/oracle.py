@@ -24,7 +24,7 @@ from kernels.sampling import upsampled_tag
 from nets.skeletons import Skeleton
 from pipeline.messages import NetOutput, Poses
 from pipeline.poses import poses_in_picture
-from training.data import LabelledImage
+from training.labels import LabelledImage
 
 FloatArray = NDArray[np.float32]
 

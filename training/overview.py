@@ -17,7 +17,7 @@ _MIN_SCORE = 0.2
 _MAX_WIDTH = 4
 """Examples shown."""
 
-Picture = NDArray[np.uint8]
+RgbPicture = NDArray[np.uint8]
 
 
 def overview(
@@ -27,7 +27,7 @@ def overview(
     *,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
-) -> Picture:
+) -> RgbPicture:
     """A few examples of a batch, one a row: (rows * S, 2 * S, 3) uint8 RGB.
 
     Args:
@@ -46,7 +46,7 @@ def overview(
     return np.concatenate(rows)
 
 
-def _picture(image: Tensor, mean: Any, std: Any) -> Picture:
+def _picture(image: Tensor, mean: Any, std: Any) -> RgbPicture:
     pixels = image.detach().float().cpu().permute(1, 2, 0).numpy() * np.array(std) + mean
     return np.ascontiguousarray((pixels * 255).clip(0, 255).astype(np.uint8))
 
@@ -67,12 +67,12 @@ def _maxima(heatmaps: Tensor, size: int) -> NDArray[np.float64]:
     return np.asarray(yx[:, ::-1] * stride + (stride - 1) / 2)
 
 
-def _draw(picture: Picture, points: NDArray[np.float64], color: tuple[int, int, int]) -> None:
+def _draw(picture: RgbPicture, points: NDArray[np.float64], color: tuple[int, int, int]) -> None:
     for x, y in np.rint(points).astype(int).tolist():
         cv2.circle(picture, (x, y), 2, color, -1, cv2.LINE_AA)
 
 
-def _glow(picture: Picture, heatmaps: Tensor) -> Picture:
+def _glow(picture: RgbPicture, heatmaps: Tensor) -> RgbPicture:
     strongest = heatmaps.amax(dim=0).clamp(0, 1).numpy()
     height, width = picture.shape[:2]
     strength = cv2.resize(strongest, (width, height))[..., None]

@@ -27,7 +27,7 @@ from pipeline.preprocess import Preprocess
 from pipeline.sinks.schema import coco_results
 from pipeline.sources.source import NumberedSource, SourceSettings
 from pipeline.sources.video_reader import Picture as StreamPicture
-from training.data import ImageError, ImageStore, Picture
+from training.image_store import ImageError, ImageStore, Picture
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from common.cache import redirect_libraries
+from training.image_store import Picture
 from training.metrics import Difference, Interval
-
-Picture = NDArray[np.uint8]
 
 _GROUPS = ((0, 0), (1, 1), (2, 3), (4, 7), (8, 15), (16, None))
 """First and last number of people in a picture, by rows of the table of times."""

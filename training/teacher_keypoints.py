@@ -1,7 +1,7 @@
 """Another model's keypoints of the pictures of an annotation file.
 
     teacher.json ----------- read_teacher_keypoints --.
-                                                       +--> TeacherKeypoints, asked by training.data
+                                                       +--> TeacherKeypoints
     annotations[].teacher -- teacher_keypoints_in ----'
 
 docs/training.md describes the file. A keypoint is x, y in pixels of the picture and a score in

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common.settings import ConfigError
 from nets.checkpoints import Model, save_model
 from nets.skeletons import SKELETONS
+from training.annotations import load_labelled_set
 from training.checkpoint import (
     OnlyWriter,
     TrainingProgress,
@@ -39,7 +40,6 @@ from training.checkpoint import (
     save_state,
 )
 from training.config import TrainConfig
-from training.data import load_labelled_set
 from training.ema import Ema
 from training.examples import Batch, Examples, Positions, batches
 from training.losses import total_loss

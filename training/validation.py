@@ -4,7 +4,7 @@ from nets.checkpoints import Model
 from nets.engines.load import load_engine
 from nets.skeletons import SKELETONS
 from training.config import TrainConfig
-from training.data import ImageStore, find_images
+from training.image_store import ImageStore, find_images
 from training.metrics import check_results, evaluate_results, read_annotations
 from training.predict import (
     PredictSettings,

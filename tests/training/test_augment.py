@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from nets.skeletons import COCO
 from training.augment import Example, make_example, published_matrix
 from training.config import AugmentConfig
-from training.data import Box, LabelledImage, Picture, TaughtPeople
+from training.image_store import Picture
+from training.labels import Box, LabelledImage, TaughtPeople
 
 K = COCO.num_keypoints
 STILL: dict[str, Any] = {"rotation_deg": 0, "scale": (1, 1), "translation_px": 0, "flip": 0}

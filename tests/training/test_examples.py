@@ -23,6 +23,7 @@ from tests.support.labelled import (
     write_set,
     write_store,
 )
+from training.annotations import LabelledSet, load_labelled_set
 from training.config import (
     AugmentConfig,
     DatasetConfig,
@@ -30,7 +31,6 @@ from training.config import (
     TargetConfig,
     TeacherKeypointsConfig,
 )
-from training.data import ImageError, LabelledSet, load_labelled_set
 from training.examples import (
     Batch,
     Examples,
@@ -40,6 +40,7 @@ from training.examples import (
     _normalize_by_table,
     batches,
 )
+from training.image_store import ImageError
 from training.targets import Plan, draw_heatmaps, tag_index
 
 HIGHER = (Plan(4, None), Plan(2, None))

@@ -13,7 +13,7 @@ from nets.skeletons import COCO
 from pipeline.estimator import frame_of_picture
 from pipeline.messages import Poses
 from tests.support.painted import grid_people, paint, painted_model
-from training.data import LabelledImage
+from training.labels import LabelledImage
 from training.oracle import (
     FindPosesByOracle,
     PictureMaps,

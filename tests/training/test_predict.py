@@ -20,7 +20,7 @@ from pipeline.messages import NetOutput, Poses
 from pipeline.poses import FindPoses
 from pipeline.preprocess import Preprocess
 from tests.support.painted import grid_people, paint, painted_model
-from training.data import ImageStore
+from training.image_store import ImageStore
 from training.predict import (
     STAGES,
     PredictSettings,
