@@ -90,7 +90,7 @@ def make_runners(model: Model) -> tuple[dict[str, Callable[[Tensor], Maps]], dic
         try:
             runner = load_engine(model, engine=engine, precision=precision)
         except ValueError as error:
-            print(f"{engine} {precision} is left out: {error}")
+            print(f"{engine} {precision} is skipped: {error}")
             continue
         name = f"{engine} {precision}"
         runners[name], starts[name] = runner, time.perf_counter() - started

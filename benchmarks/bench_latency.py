@@ -16,7 +16,7 @@ clocks agree. So
 
 Not in it: exposure and readout of a real sensor, a real network's way, and an encoder's lookahead,
 which a camera set to low latency has not. A message whose code does not follow from the others' by
-its frame number is counted as misread and left out. The loop (cv2.VideoCapture, the same engine)
+its frame number is counted as misread and dropped. The loop (cv2.VideoCapture, the same engine)
 has no such numbers: there the first picture is taken to be less than a round old (60 pictures),
 and each to follow the one before by less than half a round.
 """

@@ -370,7 +370,7 @@ def bench_overload(net: str, *, num_frames: int) -> Row:
 
 
 def bench_memory(net: str, *, num_frames: int) -> Row:
-    """In a fresh process, for memory that other sections left behind is not the stream's."""
+    """In a fresh process because memory that other sections left is not the stream's."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as process:
         return process.submit(_bench_memory, net, num_frames).result()

@@ -5,8 +5,9 @@
 
 A real RTSP server (tests/support/rtsp_server.py; GStreamer under the system's Python) is killed,
 frozen, restarted and made to send damage; tests/support/scripted_rtsp.py answers what a real one
-would not. A row passes when the fault is told within twice the read timeout and frames come within
-2 s of the camera being there again; a camera that promises and sends nothing must be told within 12
+would not. A row passes when the fault is reported within twice the read timeout and frames come
+within 2 s of the camera being there again; a camera that promises and sends
+nothing must be reported within 12
 s. Lost packets and pulled cables (network_faults.py) need Linux, root, iproute2 and iptables.
 docs/reliability.md has the outcome."""
 
@@ -132,9 +133,9 @@ def frozen(clip: Path, transport: str) -> Outcome:
 
 
 def ended(clip: Path) -> Outcome:
-    """The server starts the clip anew for whoever connects, so it is there again at once.
+    """The server starts the clip again for whoever connects, so it is there again at once.
 
-    When exactly the end came only the server knows, so nothing is said of "told after".
+    When exactly the end came only the server knows, so "reported after" is empty.
     """
     with RtspServer(clip, once=True) as server, watched(server.url) as watch:
         watch.seconds_until_frames()
@@ -248,7 +249,7 @@ def rows(folder: Path) -> dict[str, Callable[[], Outcome]]:
     tables["mute"] = never_answers
     tables["unknown"] = unknown_host
     tables["bits"] = lambda: damaged(clip, "bit errors in 20 % of the pictures", corrupt=0.2)
-    tables["drop"] = lambda: damaged(clip, "10 % of the pictures left out", drop=0.1)
+    tables["drop"] = lambda: damaged(clip, "10 % of the pictures dropped", drop=0.1)
     tables["size"] = lambda: changed_size(clip, other)
     tables["back"] = lambda: times_go_back(clip)
     from benchmarks import network_faults  # which uses this file
@@ -266,7 +267,9 @@ def main(arguments: list[str]) -> int:
         print(f"benchmarks.faults: {why_unavailable()}", file=sys.stderr)
         return 2
     print(f"{platform.processor() or platform.machine()}; RTSP over loopback, 320x180 at 25 fps")
-    print("| fault | the source says | told after | frames again after | |\n|---|---|---|---|---|")
+    print(
+        "| fault | the source says | reported after | frames again after | |\n|---|---|---|---|---|"
+    )
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, run in rows(Path(folder)).items():

@@ -7,9 +7,8 @@
                              gpu_peaks.py, gpu_grouping.py, ...
 
 The files gpu_*.py take a Gpu and know nothing else about it, so that the tests run the very same
-launches on the CPU. This file knows nothing of peaks, people or pictures. It is the only one of
-this package that touches torch, and only inside functions; importing it needs neither torch, nor
-CuPy, nor a GPU.
+launches on the CPU. This file is the only one of this package that touches torch, and only inside
+functions: importing it needs neither torch, nor CuPy, nor a GPU.
 """
 
 from collections.abc import Callable, Iterator

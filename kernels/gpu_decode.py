@@ -4,8 +4,8 @@
                 (launches only)                    (one copy; the only wait)
 
 enqueue never waits for the device, so that the host can prepare the next batch meanwhile. What it
-returns is overwritten by the next enqueue; work that is already on the stream is not, for the
-stream keeps its order. This file knows nothing of networks.
+returns is overwritten by the next enqueue; work that is already on the stream is not, because
+the stream keeps its order.
 """
 
 from collections.abc import Sequence

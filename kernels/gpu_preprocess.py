@@ -1,13 +1,13 @@
 """Device planes -> network input on a GPU: the launch of preprocess.cu.
 
-    Picture, Picture, ...  --->  a table of structs  --->  one launch  --->  out (B, 3, H, W)
+    GpuPicture, GpuPicture, ...  --->  a table of structs  --->  one launch  --->  out (B, 3, H, W)
     (planes in device memory)    (on the device, kept)
 
 Taps come from the code of the CPU twin and stay on the device for each geometry. The table holds
 the addresses of planes and taps and all else that differs between pictures. It is kept by its
 content: a decoder writes into few surfaces in turn, so most batches find theirs on the device. A
 new one, 312 bytes a picture, is uploaded by gpu.xp.asarray: from pinned memory, without waiting,
-into a block of CuPy's pool. This file knows nothing of frames, stages and networks.
+into a block of CuPy's pool.
 """
 
 import math
@@ -53,10 +53,10 @@ PICTURE = np.dtype(
     ],
     align=True,
 )
-"""struct Picture of preprocess.cu."""
+"""struct GpuPicture of preprocess.cu."""
 
 
-class Picture(NamedTuple):
+class GpuPicture(NamedTuple):
     """One picture in device memory, and where it goes."""
 
     planes: Sequence[Any]
@@ -117,7 +117,7 @@ class GpuPreprocess:
         self._geometry = lru_cache(maxsize=_KEPT)(self._find_geometry)
         self._table = lru_cache(maxsize=_KEPT)(self._upload)
 
-    def __call__(self, pictures: Sequence[Picture], *, net_size: Size, out: Any) -> None:
+    def __call__(self, pictures: Sequence[GpuPicture], *, net_size: Size, out: Any) -> None:
         """Resize, convert, normalise and turn every picture in one launch, without waiting for it.
 
         Args:
@@ -180,7 +180,7 @@ def address(array: Any) -> int:
     return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
 
 
-def _key(picture: Picture, net_size: Size) -> _Key:
+def _key(picture: GpuPicture, net_size: Size) -> _Key:
     image_size = checked_planes(picture.planes, picture.pixel_format)
     if picture.rotation not in (0, 90, 180, 270):
         raise ValueError(f"rotation must be 0, 90, 180 or 270, got {picture.rotation}")

@@ -3,8 +3,7 @@
 CuPy could compile the text itself, but it then adds -ftz=true as the last word, which makes 0 of
 the smallest float32 numbers; the CPU twins keep them. Here the options are ours alone, the same on
 every machine, and tests compile with them for all GPUs without having one. Machine code is kept
-in the user's cache folder, where there is one, under a hash of all that it depends on. This file
-knows nothing of devices, arrays and what the kernels compute.
+in the user's cache folder, where there is one, under a hash of all that it depends on.
 """
 
 import hashlib

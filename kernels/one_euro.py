@@ -64,8 +64,8 @@ def one_euro_step(
     """One measurement later.
 
     A point without a measurement keeps what it has; one whose last measurement is more than
-    max_gap_s old, or that had none, begins anew at what is measured. Time that stands still or goes
-    back is taken for a repetition: the filter keeps its state.
+    max_gap_s old, or that had none, starts again at what is measured. Time that
+    stands still or goes back is taken for a repetition: the filter keeps its state.
 
     Args:
         before: of the same N things.

@@ -8,7 +8,6 @@ is made of, so most places are never computed.
 
 The result is that of the published HigherHRNet evaluation (Cheng et al. 2020 and its code) to the
 digit. Every float32 operation is written in its order, because the CUDA twin takes the same steps.
-This file knows nothing of people.
 """
 
 import math

@@ -6,7 +6,7 @@
     output        i          net = factor * source + shift
 
 The CPU twin of preprocessing computes them for each picture; the GPU twin copies them to the GPU
-once for each geometry. This file knows nothing of pixels and colours.
+once for each geometry.
 """
 
 import numpy as np

@@ -39,8 +39,8 @@ def choose_levels(levels: Sequence[Tensor], aggregation: LevelAggregation) -> tu
 
     on: all of them. highest: the finest alone, what the paper compares the average with.
     off: the 1/4 level alone, as if the net had no deconvolution.
-    raised (ours): the 1/4 level alone, but raised to full size in two steps, as it is beside a 1/2
-    level. Peaks of a map raised in one step lie on its own pixels; for the default weights two
+    raised (ours): the 1/4 level alone, but upsampled to full size in two steps, as beside a 1/2
+    level. Peaks of a map upsampled in one step lie on its own pixels; for the default weights two
     steps are worth .014 AP (docs/training.md).
     """
     if aggregation not in ("on", "off", "highest", "raised"):
@@ -100,9 +100,9 @@ def _part(maps: Maps, images: slice) -> Maps:
 def average_scales(maps_of_scale: Mapping[float, Maps], *, size: tuple[int, int]) -> Maps:
     """Several scales to one heatmap level at full size, as the published evaluation does it.
 
-    Of each scale the levels are raised to its finest one, averaged there and raised to `size`; the
-    scales are then averaged. Tags are those of scale 1 (or of the only scale), raised likewise: a
-    tag tells people apart only within its own pass. All bilinear, align_corners False.
+    Of each scale the levels are upsampled to its finest, averaged there and upsampled to `size`.
+    Then the scales are averaged. Tags are those of scale 1 (or of the only scale), upsampled
+    likewise: a tag tells people apart only within its own pass. All bilinear, align_corners False.
 
     Args:
         maps_of_scale: the Maps of each scale, flip test included.

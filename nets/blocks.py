@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class ConvNorm(nn.Module):
-    """Convolution (no bias, same size / stride), batch norm and, unless told not to, ReLU."""
+    """Convolution (no bias, same size / stride), batch norm and, by default, ReLU."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, relu: bool = True
@@ -78,7 +78,7 @@ def joined(features: Tensor, *predicted: Tensor) -> Tensor:
 
     In a half-precision net (nets.engines.half_precision) the predictions are float32.
     """
-    kind = features.dtype  # asked, for a cast that does nothing stays in exported graphs
+    kind = features.dtype  # asked because a cast that does nothing stays in exported graphs
     alike = (x if x.dtype == kind else x.to(kind) for x in predicted)
     return torch.cat([features, *alike], dim=1)
 

@@ -67,7 +67,7 @@ class Model:
 
 
 def _counted_from(first: int, template: str) -> Callable[[re.Match[str]], str]:
-    """A replacement whose first number is reckoned from 0 instead of `first`."""
+    """A replacement whose first number is counted from 0 instead of `first`."""
     return lambda match: template.format(int(match[1]) - first, *match.groups()[1:])
 
 

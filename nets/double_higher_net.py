@@ -78,7 +78,7 @@ class ChannelAttention(nn.Module):
         return x * weights[:, :, None, None]
 
 
-class Pyramid(nn.Module):
+class HeatmapPyramid(nn.Module):
     """One stage up to its 1/2 features: 1/4 heatmaps and tags, and their fusion deconvolved."""
 
     def __init__(self, settings: DoubleHigherNetSettings, num_keypoints: int) -> None:
@@ -106,11 +106,11 @@ class DoubleHigherNet(nn.Module):
         self.num_keypoints = num_keypoints
         channels = settings.backbone.channels
         self.backbone = build_backbone(settings.backbone)
-        self.coarse = Pyramid(settings, num_keypoints)
+        self.coarse = HeatmapPyramid(settings, num_keypoints)
         self.coarse_head = nn.Conv2d(channels, num_keypoints, 1)
         self.bridge_low = _bridge(settings, settings.bridge_low)
         self.bridge_high = _bridge(settings, settings.bridge_high)
-        self.fine = Pyramid(settings, num_keypoints)
+        self.fine = HeatmapPyramid(settings, num_keypoints)
         self.fine_fusion = _fusion(settings, 2 * channels)
         self.fine_head = nn.Conv2d(2 * channels, num_keypoints, 1)
         initialise(self.coarse, self.coarse_head, self.bridge_low, self.bridge_high)

@@ -4,7 +4,7 @@
                                                `-> OpenVINO -> .xml + .bin ----'
 
 The graph ends where the stream's decode begins: a pyramid of heatmaps and the tags. A tag ramp
-(nets.aggregation.tag_ramp) is not inside, for it needs float32 whatever the runtime computes in.
+(nets.aggregation.tag_ramp) is not inside because it needs float32 whatever the runtime computes in.
 
 torch.onnx has two exporters. This file uses the older one, which traces: with torch 2.13 the graphs
 of both agree with torch equally well; the newer one also needs onnxscript, takes 2.5 to 25 times as

@@ -17,9 +17,9 @@ from nets.aggregation import LevelAggregation, Maps, choose_levels
 from nets.blocks import Upsampler, initialise, joined
 from nets.hrnet import W32, HRNet, HRNetSettings
 from nets.mobile_fpn import (
+    FeaturePyramid,
     MobileFpn,
     MobileFpnSettings,
-    Pyramid,
     SeparableConv,
     initialise_without_norms,
 )
@@ -170,11 +170,11 @@ def build_backbone(settings: BackboneSettings) -> HRNet | MobileFpn:
     return HRNet(settings) if isinstance(settings, HRNetSettings) else MobileFpn(settings)
 
 
-def _second_pyramid(settings: HigherHRNetSettings) -> Pyramid | None:
+def _second_pyramid(settings: HigherHRNetSettings) -> FeaturePyramid | None:
     if not settings.second_pyramid:
         return None
     if not isinstance(settings.backbone, MobileFpnSettings) or not settings.separable_head:
         raise ValueError(
             "second_pyramid needs a MobileFpn backbone and separable_head above 0; leave it out"
         )
-    return Pyramid(settings.backbone)
+    return FeaturePyramid(settings.backbone)

@@ -91,7 +91,7 @@ class SeparableConv(nn.Module):
         return F.relu(self.pointwise(self.depthwise(x)))
 
 
-class Pyramid(nn.Module):
+class FeaturePyramid(nn.Module):
     """What the trunk saw at four sizes, merged from coarse to fine into features at 1/4."""
 
     def __init__(self, settings: MobileFpnSettings) -> None:
@@ -115,8 +115,8 @@ class Pyramid(nn.Module):
         x: Tensor = self.entry(coarsest)  # (B, pyramid[0], H/32, W/32)
         for lateral, merge, same_size in zip(self.laterals, self.merges, finer, strict=True):
             # A scale factor, not a size: engines fix it without knowing the picture's size.
-            raised = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-            x = merge(raised + lateral(same_size))
+            upsampled = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = merge(upsampled + lateral(same_size))
         return x
 
 
@@ -130,14 +130,14 @@ class MobileFpn(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.top = nn.Conv2d(blocks[-1].project.out_channels, settings.top, 1)
         initialise_without_norms(self)
-        self.pyramid = Pyramid(settings)
+        self.pyramid = FeaturePyramid(settings)
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.pyramid(self.trunk(images))
         return features
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
-        """What a Pyramid merges: the top at 1/32, then the blocks' outputs at 1/16, 1/8, 1/4."""
+        """What a pyramid merges: the top at 1/32, then the blocks' outputs at 1/16, 1/8, 1/4."""
         x: Tensor = F.relu6(self.stem(images))
         outputs: list[Tensor] = []
         for residual in self.blocks:

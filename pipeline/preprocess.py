@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from kernels.geometry import capped_size, invert, net_from_image, network_size
-from kernels.gpu_preprocess import Picture
+from kernels.gpu_preprocess import GpuPicture
 from kernels.preprocess import preprocess
 from pipeline.messages import Frame, NetInput, shown_size
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _GEOMETRIES_KEPT = 64
-"""Picture sizes whose geometry is remembered; a folder of photographs may bring any number."""
+"""GpuPicture sizes whose geometry is remembered; a folder of photographs may bring any number."""
 
 
 class Geometry(NamedTuple):
@@ -149,11 +149,11 @@ class Preprocess:
             stage_ms={"preprocess": (time.perf_counter() - started) * 1e3},
         )
 
-    def _picture(self, frame: Frame) -> Picture:
+    def _picture(self, frame: Frame) -> GpuPicture:
         """What a GPU needs to know of a frame."""
         crop = _checked_crop(frame)
         geometry = self._geometry_of(frame, crop)
-        return Picture(
+        return GpuPicture(
             planes=cropped(frame.planes, crop.box),
             pixel_format=frame.pixel_format,
             color_space=frame.color_space,

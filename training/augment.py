@@ -8,7 +8,6 @@
                                                           +-----+---+
 
 One matrix serves all: a level's is that of the crop times level size / crop size, as published.
-This file knows nothing of files, of targets, or of which image comes when.
 """
 
 import math
@@ -35,7 +34,7 @@ _MASK_LEVEL = 127
 """A warped mask pixel is supervised above one half of 255."""
 _UNKNOWN_GROWTH = 0.2
 """An unknown keypoint lies in its person's box, each edge moved out by this share of the longer
-side: beyond it the background is trusted, so the rest of the picture goes on teaching."""
+side: beyond it the background is trusted, so the rest of the picture still teaches."""
 _PERSON_SHARE = (0.2, 0.9)
 """Longer side of the person that an example is centred on, as a share of the crop's or tile's."""
 _MAX_ZOOM = 3.0
@@ -417,7 +416,7 @@ def _recolored(
 ) -> NDArray[np.uint8]:
     """Brightness, contrast, saturation and hue at random; rarely grey or blurred.
 
-    Black stays black, for the border around a picture is black at test time too: brightness is a
+    Black stays black: the border around a picture is black at test time too. So brightness is a
     gamma curve, contrast a gain, and hue and saturation turn and stretch the two colour axes.
     """
     gamma, gain = np.exp(strength * rng.uniform((-0.5, -0.3), (0.5, 0.3)))

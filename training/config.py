@@ -1,4 +1,4 @@
-"""What a training can be told: one validated model per part, defaults here and nowhere else.
+"""What a recipe may say: one validated model per part, defaults here and nowhere else.
 
 A recipe (configs/train/*.yaml) and `--set key=value` say only what differs. An unknown key is an
 error that names it and the nearest known one. This file knows the parts' settings, not the parts.
@@ -210,7 +210,7 @@ class ValidationConfig(Settings):
 class RunConfig(Settings):
     """How the finished weights are run; stands in the header of the saved files.
 
-    What is left out comes from `init` where that says it, else from the net's habits.
+    What is None comes from `init` where that says it, else from default_run_settings.
     """
 
     input_size: Side | None = None
@@ -250,7 +250,7 @@ class TrainConfig(Settings):
     """Weights to start from: a file (ours, official or mmpose), a published name (python -m
     nets.zoo lists them) or a URL. None: fresh ones."""
     init_part: Literal["all", "matching"] = "all"
-    """matching: take what fits by name and shape, and say what starts anew: an ImageNet HRNet,
+    """matching: take what fits by name and shape, and log what starts fresh: an ImageNet HRNet,
     other heads, another number of keypoints."""
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
@@ -271,7 +271,7 @@ class TrainConfig(Settings):
     freeze_norms: bool = False
     """Batch norms use their running statistics and leave them as they are."""
     sync_norms: bool = False
-    """Batch norms reckon over all ranks; CUDA only."""
+    """Batch norms compute over all ranks; CUDA only."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network's arithmetic; weights and losses stay float32. fp16 is for CUDA only."""
     device: str = "auto"

@@ -4,8 +4,7 @@
     same order in every process       a function of (seed, epoch, position)   worker processes
 
 Nothing here remembers anything: an example depends on (seed, epoch, position) alone, whichever
-process makes it and whenever. That is what lets a killed run go on exactly, on any number of ranks.
-This file knows nothing of networks and losses.
+process makes it and whenever. So a killed run continues exactly, on any number of ranks.
 """
 
 import atexit
@@ -71,7 +70,7 @@ class Batch(NamedTuple):
     place: Place
     """Where this batch begins, over all ranks."""
     next_place: Place
-    """Where a run resumed after this batch goes on."""
+    """Where a run resumed after this batch continues."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,10 +94,10 @@ class Examples(Dataset[TrainingExample]):
     """Training examples by (epoch, position).
 
     Every epoch holds `length` examples: from each set its share, in an order that goes through all
-    of the set before it begins anew, epochs notwithstanding; mixed at random. Without shares
+    of the set before it starts again, across epochs; mixed at random. Without shares
     and with the default length that is every image once an epoch.
 
-    Images without any labelled or ignored person are left out, as published, unless their whole
+    Images without any labelled or ignored person are dropped, as published, unless their whole
     set is like that: then they are there to teach what is no person.
     """
 
@@ -238,7 +237,7 @@ def _usable(labelled: LabelledSet) -> tuple[LabelledImage, ...]:
         some = tuple(image for image in labelled.images if image.only is None)
     left_out = len(labelled.images) - len(some)
     if left_out:
-        _log.info("%s: %d images without people left out", labelled.annotations, left_out)
+        _log.info("%s: %d images without people dropped", labelled.annotations, left_out)
     if not some:
         raise ValueError(f"{labelled.annotations}: no image is left to learn from")
     return some
@@ -263,7 +262,7 @@ def _nth_draw(draws: tuple[int, ...], seed: int, epoch: int, position: int) -> t
 
 @lru_cache(maxsize=16)
 def _permutation(seed: tuple[int, ...], length: int) -> NDArray[np.int64]:
-    """Kept, for a worker asks for the same few of them all epoch long."""
+    """Cached because a worker asks for the same few of them all epoch long."""
     return np.random.default_rng(seed).permutation(length)
 
 
@@ -361,7 +360,7 @@ def batches(
         generator=torch.Generator(),  # the loader draws a seed: not from the training's numbers
     )
     normalize = _normalize_by_table if device.type == "cpu" else _normalize_by_formula
-    for place, raw in zip(positions.starts(), _told_in_one_line(loader), strict=True):
+    for place, raw in zip(positions.starts(), _errors_in_one_line(loader), strict=True):
         pixels = raw.images.to(device, non_blocking=True)
         images = normalize(pixels, mean, std).permute(0, 3, 1, 2)
         yield raw._replace(
@@ -374,7 +373,7 @@ def batches(
         )
 
 
-def _told_in_one_line(loader: Iterable[Any]) -> Iterator[Batch]:
+def _errors_in_one_line(loader: Iterable[Any]) -> Iterator[Batch]:
     """The loader's batches; a worker's error comes with a traceback in its text, which goes."""
     try:
         yield from loader

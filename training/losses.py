@@ -6,8 +6,7 @@
 
 HigherHRNet sec. 3; the tags are the associative embedding of Newell et al. (2017). The definitions,
 down to their factors, are those of the published HigherHRNet code. All is computed in float32 or
-better, inside autocast too: push and pull live on small differences between large tags. This file
-knows nothing of where keypoints come from.
+better, inside autocast too: push and pull live on small differences between large tags.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,7 @@
 
 The protocol is faster-coco-eval's; what is here is how CrowdPose differs (sigmas, areas, splits by
 crowdedness) and the bootstrap: people are matched once, then any number of resamples of the images
-is only counted again. This file knows nothing of networks and pictures.
+is only counted again.
 """
 
 import json
@@ -157,7 +157,7 @@ def evaluate_results(
     skeleton: Skeleton,
     image_ids: Collection[int] | None = None,
 ) -> dict[str, float]:
-    """Average precision and recall as the data set's own evaluation reckons them.
+    """Average precision and recall as the data set's own evaluation computes them.
 
     COCO: OKS with the annotations' areas, 0.50:0.05:0.95, the best 20 people of an image.
     CrowdPose (skeleton crowdpose14): areas are 0.53 of the boxes; AP_easy, AP_medium and AP_hard
@@ -165,7 +165,7 @@ def evaluate_results(
 
     Args:
         results: list of {image_id, keypoints (3K), score}.
-        image_ids: count these images only; results of others are left out.
+        image_ids: count these images only; results of others are dropped.
     Returns:
         COCO_METRICS or CROWD_METRICS, 0..1; -1 where there is nobody to find.
     Raises:

@@ -1,4 +1,4 @@
-"""The processes of one training, as torchrun starts them. Knows nothing of nets or data."""
+"""The processes of one training, as torchrun starts them."""
 
 import datetime
 import os

@@ -22,7 +22,7 @@ def starting_model(config: TrainConfig, skeleton: Skeleton) -> Model:
     """A net with fresh weights or those of config.init, and all that its file will say of it.
 
     How the net is run is what config.run says, else what a file of ours given as config.init says,
-    else the habit of that net.
+    else that net's defaults.
 
     Raises:
         ValueError: weights that do not fit, settings that the net does not have.

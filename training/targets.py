@@ -5,7 +5,6 @@
 
 Which heatmaps a network is trained on, and with which hats, is known by target_plan alone. All of
 it rests on one rule (_cells): a keypoint belongs to the pixel that its truncated coordinates name.
-This file knows nothing of pictures, masks and losses.
 """
 
 import math
@@ -67,7 +66,7 @@ def draw_heatmaps(
 
     Args:
         keypoints: (P, K, 3) x, y, v in pixels of the map. Those with v <= 0 and those whose pixel
-            lies outside are left out.
+            lies outside are dropped.
         size: (h, w) of the map, or one number for a square one.
         sigma, tau: in the unit of d; sigma may be one for each person, (P,).
         unit_stride: how many units a map pixel is wide. 1 measures in map pixels; the map's stride

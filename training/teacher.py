@@ -5,11 +5,11 @@
                                                                                    +-- heatmaps
     labels ------------------------------------------- drawn, by 1 - share -------'
 
-What a network knows already is lost to few labels, unless it goes on hearing its own answers (Li
+What a network knows already is lost to few labels, unless it keeps hearing its own answers (Li
 and Hoiem 2016, "Learning without Forgetting"). And a multi-scale test finds more than one pass and
 takes many times as long (Cheng et al. 2020, table 1): several scales can be taught to one (Hinton
 et al. 2015, "Distilling the Knowledge in a Neural Network"). The teacher sees the example that the
-student sees, so what moved and coloured it needs no undoing. This file knows nothing of labels.
+student sees, so what moved and coloured it needs no undoing.
 """
 
 import logging

@@ -5,7 +5,7 @@
     annotations[].teacher -- teacher_keypoints_in ----'
 
 docs/training.md describes the file. A keypoint is x, y in pixels of the picture and a score in
-0..1, which becomes the height of its hat. This file knows nothing of labels and of heatmaps.
+0..1, which becomes the height of its hat.
 """
 
 import json

@@ -91,7 +91,7 @@ def train(
     Args:
         output: folder for last.pt, last.safetensors, best.safetensors, losses.jsonl, recipe.json
             and TensorBoard's files.
-        resume: go on from output/last.pt; without one, begin.
+        resume: continue from output/last.pt; without one, begin.
     Returns:
         SIGTERM or SIGINT if that stopped this process before the schedule's end.
     Raises:

@@ -5,7 +5,7 @@
 
 For a user's own GPU (run_stream.py --selftest), for the tests marked gpu, and on the emulator. A
 check takes a Gpu and a seed and raises AssertionError that names the first number that differs.
-Equal means equal: no tolerance anywhere. This file knows nothing of networks and streams.
+Equal means equal: no tolerance anywhere.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from kernels.decode import PUBLISHED, DecodeSettings, decode
 from kernels.gpu_decode import GpuDecoder
 from kernels.gpu_grouping import GpuGrouper, people_in
 from kernels.gpu_peaks import TILE_SIDE, GpuPeakFinder, GpuPeaks
-from kernels.gpu_preprocess import FORMATS, GpuPreprocess, Picture
+from kernels.gpu_preprocess import FORMATS, GpuPicture, GpuPreprocess
 from kernels.grouping import group_people
 from kernels.peaks import Peaks, peaks_of_maps
 from kernels.people import People
@@ -109,7 +109,7 @@ def _picture(
     factor: float,
     colour: tuple[str, bool],
     rotation: int,
-) -> Picture:
+) -> GpuPicture:
     """Noise in host memory, its rows padded, and any shift."""
     half = ((size[0] + 1) // 2, (size[1] + 1) // 2)
     shapes: dict[str, list[tuple[int, ...]]] = {
@@ -122,11 +122,11 @@ def _picture(
         planes.append(rng.integers(0, 256, wide, dtype=np.uint8)[:, : shape[1]])
     shift = rng.uniform(-5, 5, 2)
     matrix = np.array([[factor, 0, shift[0]], [0, factor, shift[1]]])
-    return Picture(planes, pixel_format, *colour, matrix, rotation)
+    return GpuPicture(planes, pixel_format, *colour, matrix, rotation)
 
 
 def cpu_twin(
-    picture: Picture,
+    picture: GpuPicture,
     net_size: Size,
     *,
     mean: Sequence[float],
@@ -149,7 +149,9 @@ def cpu_twin(
     return np.rot90(tile, k=-rotation // 90, axes=(1, 2))
 
 
-def _compare_preprocess(gpu: Gpu, pictures: Sequence[Picture], net_size: Size, kind: type) -> None:
+def _compare_preprocess(
+    gpu: Gpu, pictures: Sequence[GpuPicture], net_size: Size, kind: type
+) -> None:
     launch = GpuPreprocess(gpu, mean=_MEAN, std=_STD, prefilter=True)
     with gpu.stream():
         out = gpu.xp.empty((len(pictures), 3, *net_size), kind)

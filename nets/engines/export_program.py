@@ -3,7 +3,7 @@
     net -> its copy in the asked precision -> net, net.maps in one graph -> torch.export -> program
 
 Sizes are fixed or lie in a range; a free height or width goes in steps of 32. The tag ramp stays
-outside (nets.aggregation.add_tag_ramp). This file knows nothing of TensorRT and needs no GPU.
+outside (nets.aggregation.add_tag_ramp).
 """
 
 from dataclasses import dataclass

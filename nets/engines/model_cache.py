@@ -6,7 +6,7 @@
 An entry is never trusted: its whole key and the hash of its payload are compared on every load,
 and what does not fit is deleted and made again. Files appear whole or not at all, so several
 processes may share a folder. A folder that cannot be written is no failure: that is logged once,
-and the caller goes on without. This file knows nothing of engines.
+and the caller goes on without.
 """
 
 import hashlib

@@ -179,7 +179,7 @@ def _cache_key(model: Model, openvino_version: str) -> dict[str, str]:
 
 def _convert(openvino: Any, net: nn.Module) -> Any:
     """Trace the net with torch. Sizes stay free; _check_conversion proves that they did."""
-    # A copy, for the network must not share memory with weights that may change.
+    # A copy: the network must not share memory with weights that may change.
     net_with_maps = NetWithMaps(copy.deepcopy(net)).eval().requires_grad_(False)
 
     def run(images: Tensor) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ met BUILD_AFTER times: batches of one picture a fixed shape, replayed as a CUDA 
 batches share one program with a free batch size. A build that fails is logged, and torch stays.
 
 What needs a GPU is in tensorrt_compiler alone; all else also runs on a CPU, with programs of
-torch.export in the place of engines. This file knows nothing of frames or people.
+torch.export in the place of engines.
 """
 
 import contextlib
@@ -129,7 +129,7 @@ class TensorRtEngine:
             return Maps(levels, maps.tags.to("cpu", copy=True))
 
     def _behind_the_caller(self, images: Tensor, stream: torch.cuda.Stream) -> Maps:
-        """Everything runs on the engine's one stream, for a program has one set of buffers; but the
+        """Everything runs on the engine's one stream: a program has one set of buffers. But the
         caller sees its own stream's order. The host waits for nothing."""
         caller = torch.cuda.current_stream(images.device)
         stream.wait_stream(caller)
@@ -198,10 +198,10 @@ class TensorRtEngine:
         try:
             with _building:
                 self._swap_in(shapes)
-        # Whatever the exporter, the converters or the builder raise: torch goes on.
+        # Whatever the exporter, the converters or the builder raise: torch takes over.
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error)[:500]}"
-            logger.warning("engine: torch goes on serving %s, tensorrt failed: %s", shapes, reason)
+            logger.warning("engine: torch serves %s, tensorrt failed: %s", shapes, reason)
 
     def _swap_in(self, shapes: ShapeRange) -> None:
         started = time.monotonic()
@@ -387,7 +387,7 @@ def _loaded(
 
     def replay(images: Tensor) -> Sequence[Tensor]:
         # Switched on for each call: the mode is global in torch_tensorrt, and a program with a free
-        # batch size would record anew whenever its batch changes.
+        # batch size would record again whenever its batch changes.
         with torch_tensorrt.runtime.enable_cudagraphs(module) as recorded:
             result: Sequence[Tensor] = recorded(images.contiguous())
             return result

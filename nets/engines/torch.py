@@ -32,7 +32,7 @@ class TorchEngine:
         self._dtype = torch.float16 if precision == "fp16" else torch.float32
         if threads is not None:
             torch.set_num_threads(threads)
-        # A copy: the caller may go on training the original.
+        # A copy: the caller may continue to train the original.
         net = half_copy(model.net) if precision == "fp16" else copy.deepcopy(model.net).eval()
         # torch's stubs know no memory_format in Module.to
         self._net = NetWithMaps(net).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

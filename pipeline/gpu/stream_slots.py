@@ -26,7 +26,7 @@ import torch
 from kernels.arrays import Gpu, from_torch, host_memory, to_gpu
 from kernels.decode import DecodeSettings
 from kernels.gpu_decode import GpuDecoder
-from kernels.gpu_preprocess import GpuPreprocess, Picture
+from kernels.gpu_preprocess import GpuPicture, GpuPreprocess
 from kernels.people import People
 from nets.skeletons import Skeleton
 from pipeline.gpu.placement import Placement
@@ -74,7 +74,7 @@ class StreamSlot:
         with torch.cuda.stream(self._stream):  # None: changes nothing
             yield
 
-    def images(self, pictures: Sequence[Picture], net_size: tuple[int, int]) -> torch.Tensor:
+    def images(self, pictures: Sequence[GpuPicture], net_size: tuple[int, int]) -> torch.Tensor:
         """Upload pictures and make the network's input of them; does not wait.
 
         Args:
@@ -123,7 +123,7 @@ class StreamSlot:
         made_for = self._settings
         return GpuDecoder(self._gpu, made_for.skeleton, settings, flip_order=made_for.flip_order)
 
-    def _uploaded(self, pictures: Sequence[Picture]) -> list[Picture]:
+    def _uploaded(self, pictures: Sequence[GpuPicture]) -> list[GpuPicture]:
         """The pictures with planes on the GPU; all that came from the host in one transfer."""
         here = [plane for p in pictures for plane in p.planes if isinstance(plane, np.ndarray)]
         if not here:  # NVDEC decoded them all

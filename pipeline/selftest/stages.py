@@ -23,7 +23,7 @@ from kernels.checks.scenes import Scene, paint_people
 from kernels.decode import DecodeSettings, matching_order
 from kernels.geometry import net_from_image
 from kernels.gpu_decode import GpuDecoder, grouper, peak_finder
-from kernels.gpu_preprocess import GpuPreprocess, Picture
+from kernels.gpu_preprocess import GpuPicture, GpuPreprocess
 from kernels.grouping import group_people
 from kernels.peaks import peaks_of_maps
 from nets.aggregation import Maps
@@ -101,7 +101,7 @@ def works_on_gpu(case: Case, gpu: Gpu, ceilings: Ceilings) -> Works:
     settings, asarray = case.decode, gpu.xp.asarray
     matrix = net_from_image(case.frame.size, case.net_size)
     planes = [asarray(plane) for plane in case.frame.planes]
-    picture = Picture(planes, case.frame.pixel_format, "bt601", False, matrix, rotation=0)
+    picture = GpuPicture(planes, case.frame.pixel_format, "bt601", False, matrix, rotation=0)
     out = gpu.xp.empty(tuple(case.images.shape), np.float32)
     launch = GpuPreprocess(gpu, mean=case.model.mean, std=case.model.std, prefilter=True)
 

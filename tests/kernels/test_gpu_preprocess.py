@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kernels.checks import twin_checks
 from kernels.geometry import net_from_image, network_size
-from kernels.gpu_preprocess import GpuPreprocess, Picture
+from kernels.gpu_preprocess import GpuPicture, GpuPreprocess
 from pipeline.messages import Frame, Region
 from pipeline.preprocess import Preprocess, crop_of, cropped, lying_map
 from tests.support.cuda_on_cpu.emulator import (
@@ -65,13 +65,13 @@ def picture_of(
     rotation: int = 0,
     colour: tuple[str, bool] = ("bt709", False),
     seed: int = 0,
-) -> Picture:
+) -> GpuPicture:
     planes = planes_of(size, pixel_format, padding=padding, seed=seed)
-    return Picture(planes, pixel_format, *colour, matrix, rotation)
+    return GpuPicture(planes, pixel_format, *colour, matrix, rotation)
 
 
 def run(
-    pictures: list[Picture],
+    pictures: list[GpuPicture],
     net_size: Size,
     *,
     gpu: EmulatedGpu | None = None,
@@ -89,7 +89,7 @@ def run(
 cpu_twin = partial(twin_checks.cpu_twin, mean=MEAN, std=STD, prefilter=True)
 
 
-def assert_equal_to_cpu(pictures: list[Picture], net_size: Size, **settings: Any) -> None:
+def assert_equal_to_cpu(pictures: list[GpuPicture], net_size: Size, **settings: Any) -> None:
     prefilter = settings.get("prefilter", True)
     results = run(pictures, net_size, **settings)
     for index, (result, picture) in enumerate(zip(results, pictures, strict=True)):
@@ -242,7 +242,7 @@ def test_equals_the_stage(rotation: int, roi: Region | None) -> None:
         net_from_image(crop.size, net_size), size=crop.size, net_size=net_size, rotation=rotation
     )
     views = cropped(planes, crop.box)
-    picture = Picture(views, "nv12", "bt601", False, matrix, rotation)
+    picture = GpuPicture(views, "nv12", "bt601", False, matrix, rotation)
     np.testing.assert_array_equal(run([picture], net_size), batch.images)
 
 
@@ -328,7 +328,7 @@ def test_an_out_that_does_not_fit_is_refused(out: np.ndarray) -> None:
 # ---- sanitizers and planted bugs
 
 
-def small_pictures() -> list[Picture]:
+def small_pictures() -> list[GpuPicture]:
     """Every format and rotation, chunks, rows that begin at words and rows that do not."""
     manners = zip(FORMATS, ROTATIONS, (0, 3, 0, 3), strict=True)
     return [

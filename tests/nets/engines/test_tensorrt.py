@@ -188,7 +188,7 @@ def test_a_failed_or_wrong_build_is_logged_and_torch_stays(
     reason: str,
 ) -> None:
     engine = _engine(model, tmp_path, exported)
-    wait_until(lambda: "torch goes on serving 1x64x96" in caplog.text)
+    wait_until(lambda: "torch serves 1x64x96" in caplog.text)
     assert reason in caplog.text
     assert not engine.serves((1, 64, 96))
     assert _alike(engine(_images()), TorchEngine(model, threads=None)(_images()))
