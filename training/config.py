@@ -195,6 +195,8 @@ class EmaConfig(Settings):
     decay: Decay = 0.0
     """Per step; 0 averages nothing, as published. 0.999 remembers about 1000 steps. In the
     beginning it is at most (1 + step) / (10 + step), so that the start weights are forgotten."""
+    start: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the weights of `init` in those that are measured and saved; 0 as published."""
 
 
 class ValidationConfig(Settings):

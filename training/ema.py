@@ -31,5 +31,19 @@ class Ema:
         torch._foreach_lerp_(averages, values, 1 - decay)
 
 
+@torch.no_grad()
+def between(start: nn.Module, end: nn.Module, share: float) -> nn.Module:
+    """A net with weights between two nets: share of start, the rest of end (Wortsman et al. 2022).
+
+    Fine-tuned weights are near enough to their start that the way between is good, and its middle
+    keeps what few examples do not teach.
+    """
+    net = copy.deepcopy(end).requires_grad_(False).eval()
+    for value, first in zip(_tensors(net), _tensors(start), strict=True):
+        if value.is_floating_point():
+            value.lerp_(first, share)
+    return net
+
+
 def _tensors(net: nn.Module) -> "chain[Tensor]":
     return chain(net.parameters(), net.buffers())

@@ -12,6 +12,7 @@ Only the first rank writes. training.checkpoint says how a run is resumed exactl
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import signal
@@ -40,7 +41,7 @@ from training.checkpoint import (
     save_state,
 )
 from training.config import TrainConfig
-from training.ema import Ema
+from training.ema import Ema, between
 from training.examples import Batch, Examples, Positions, batches
 from training.losses import total_loss
 from training.optimiser import load_optimiser, make_optimiser, set_norms, set_rates
@@ -132,6 +133,7 @@ class Training:
         self.net: nn.Module = net
         self.optimiser = make_optimiser(net, config.optimiser)
         self.ema = Ema(net, decay=config.ema.decay) if config.ema.decay else None
+        self._start = copy.deepcopy(net) if config.ema.start else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
         self.progress = TrainingProgress()
         self._lock = OnlyWriter(output) if ranks.is_first else None
@@ -397,7 +399,10 @@ class Training:
         save_model(self.output / name, self._averaged_model(), dtype=dtype)
 
     def _averaged_model(self) -> Model:
-        return replace(self.model, net=self.net if self.ema is None else self.ema.net)
+        net = self.net if self.ema is None else self.ema.net
+        if self._start is not None:
+            net = between(self._start, net, self.config.ema.start)
+        return replace(self.model, net=net)
 
     # --- start and stop --------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.ema import Ema
+from training.ema import Ema, between
 
 
 def _net(value: float) -> nn.Module:
@@ -39,3 +39,14 @@ def test_the_average_is_apart_from_the_net_and_in_evaluation_mode() -> None:
         weight.data.fill_(7.0)
     assert torch.equal(before, torch.cat([weight.flatten() for weight in ema.net.parameters()]))
     assert net.training
+
+
+def test_weights_between_start_and_end_leave_both_as_they_are() -> None:
+    start, end = _net(1.0), _net(5.0)
+    net = between(start, end, 0.25)
+    for tensor in (*net.parameters(), *net.buffers()):
+        expected = 4 if tensor.is_floating_point() else 5
+        assert tensor.double().mean().item() == expected
+    assert not net.training
+    assert all(weight.mean() == 1 for weight in start.parameters())
+    assert all(weight.mean() == 5 for weight in end.parameters())

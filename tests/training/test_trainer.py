@@ -183,6 +183,29 @@ def test_the_saved_weights_are_the_averaged_ones(painted: Path, tmp_path: Path) 
     assert not torch.equal(state["ema"][name], state["net"][name])
 
 
+@pytest.mark.parametrize("averaged", [{}, {"decay": 0.9}])
+def test_saved_weights_may_lie_between_start_and_end(
+    painted: Path, tmp_path: Path, averaged: dict[str, float]
+) -> None:
+    """After a resume too: the start is what `init` says, not where the run goes on."""
+    start = tmp_path / "start.safetensors"
+    model = random_model("higher_hrnet_lite", **TINY_NET)
+    save_model(start, model, dtype=torch.float32)
+    config = tiny_config(
+        painted, init=str(start), ema=averaged | {"start": 0.25}, run={"weights": "float32"}
+    )
+    out = tmp_path / "out"
+    for steps in (1, 2):
+        _run(config, out, resume=steps > 1, limits=StopLimits(steps=steps))
+    state = torch.load(out / "last.pt", weights_only=True)
+    end = state["ema" if averaged else "net"]
+    saved = load_model(out / "last.safetensors").net.state_dict()
+    for name, before in model.net.state_dict().items():
+        if before.is_floating_point():
+            torch.testing.assert_close(saved[name], 0.25 * before + 0.75 * end[name])
+            assert not torch.equal(saved[name], end[name]) or torch.equal(before, end[name])
+
+
 def test_the_file_says_how_the_weights_are_run(painted: Path, tmp_path: Path) -> None:
     run = {"tag_ramp_px": 8, "size_multiple": 32, "decode": {"detection_threshold": 0.3}}
     config = tiny_config(painted, run=run)
