@@ -17,6 +17,7 @@ from setup import rewritten
         ("print('try: run_stream.py demo')\n", "print('try: posestream demo')\n"),
         ('"""python run_stream.py --selftest"""\n', '"""posestream selftest"""\n'),
         ("# python evaluate.py --data a.json\n", "# posestream evaluate --data a.json\n"),
+        ("# python -m nets.zoo get w32\n", "# posestream weights get w32\n"),
         ("# python -m pipeline.sinks.publisher.curve keys\n", "# posestream curve keys\n"),
         ("# python -m nets.zoo get x\n", "# posestream weights get x\n"),
         ("# torchrun --nproc-per-node 4 train.py\n",

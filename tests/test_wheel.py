@@ -128,7 +128,7 @@ def test_the_api_works_beside_another_package_called_kernels(
     assert (frames, bare) == ([0, 1, 2], [])
 
 
-@pytest.mark.parametrize("word", ["train", "evaluate", "export", "selftest", "curve"])
+@pytest.mark.parametrize("word", ["train", "evaluate", "export", "selftest", "weights", "curve"])
 def test_subcommands_call_themselves_by_their_name(
     environment: Path, tmp_path: Path, word: str
 ) -> None:
