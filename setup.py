@@ -24,9 +24,6 @@ PACKAGE = "posestream"
 ROOMS = ("common", "kernels", "nets", "pipeline", "training")
 SCRIPTS = ("run_stream", "train", "evaluate", "export")
 DATA = ("configs", "weights")
-SUFFIXES = {
-    ".py", ".cu", ".cuh", ".html", ".css", ".js", ".svg", ".yaml", ".safetensors", ".md", "",
-}  # fmt: skip
 
 COMMANDS = {
     r"python -m pipeline\.sinks\.publisher\.curve\b": "posestream curve",
@@ -48,7 +45,7 @@ def sources() -> Iterator[Path]:
         yield from sorted(
             path
             for path in (ROOT / folder).rglob("*")
-            if path.is_file() and path.suffix in SUFFIXES and "__pycache__" not in path.parts
+            if path.is_file() and "__pycache__" not in path.parts
         )
 
 
