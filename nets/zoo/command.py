@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> OptionParser:
     parser = OptionParser(
-        prog="weights",
+        prog="python -m nets.zoo",
         description="Lists published weights, or downloads some.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
