@@ -1,12 +1,16 @@
 """Rules for the whole suite: in CI a skipped test is a failed test, unless it needs a GPU."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from kernels.arrays import why_no_gpu
 from tests.support.clips import grey, write_clip
+
+# A shell that runs the suite in the background ignores Ctrl-C: so would every process of a test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _unexpected_skips: list[str] = []
 

@@ -125,7 +125,7 @@ _USE_THEM_ALL = """
 import json, logging, sys
 logging.basicConfig(format="%(levelname)s %(message)s")
 from kernels.arrays import why_no_gpu
-from kernels.sampling import axis_taps
+from kernels.taps import axis_taps
 from nets.engines.model_cache import ModelCache
 
 assert len(axis_taps((4, 8, 0.5, 0.0, False))[0]) == 4

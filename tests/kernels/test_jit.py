@@ -11,7 +11,7 @@ from tests.support.places import ROOT
 _PROGRAM = """
 import logging
 logging.basicConfig(format="%(message)s")
-from kernels.sampling import axis_taps
+from kernels.taps import axis_taps
 first, weights = axis_taps((4, 8, 0.5, 0.0, False))
 assert first.shape == (4,), first
 print(sum(axis_taps.stats.cache_hits.values()))

@@ -234,8 +234,8 @@ class _FileClock:
 
     @property
     def frame_ticks(self) -> int:
-        """How long a frame is shown if none follows."""
-        return round(self._frame_seconds * _TICKS_PER_SECOND)
+        """How long a frame is shown if none follows: a silence before it does not count."""
+        return round(min(self._frame_seconds, _STILL_SECONDS) * _TICKS_PER_SECOND)
 
     def _seconds_between(self, last: Frame, frame: Frame) -> float:
         """By the source's own clock, unless that is missing or jumped (reconnect, looped file)."""

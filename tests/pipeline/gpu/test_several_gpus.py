@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,12 @@ class TwoGpus:
         config: StreamConfig,
         model: Model | None,
         *,
+        engines: Sequence[RunNetwork] = (),
         stop: threading.Event,
         placement: Placement,
     ) -> Network:
+        assert not engines
+
         def give_up() -> None:
             if stop.is_set():
                 raise Stopped
