@@ -121,9 +121,12 @@ def checked(
 
 
 def _empty(kind: type[Settings], key: object) -> dict[str, Any] | list[Any] | None:
-    """What a key stands for whose lines are all commented out; None where it is no group."""
+    """What a key without a value stands for: a group whose lines are all commented out is its
+    defaults; None where it is no group, or where None is one of its values."""
     field = kind.model_fields.get(str(key))
     if field is None or _settings_inside(field.annotation) is None:
+        return None
+    if type(None) in typing.get_args(field.annotation):
         return None
     is_list = typing.get_origin(field.annotation) in (tuple, list)
     return [] if is_list else {}

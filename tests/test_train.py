@@ -345,5 +345,6 @@ def test_a_net_learns_eight_pictures_by_heart(tmp_path: Path) -> None:
 
 def _run_long(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=170
-    )
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+        timeout=3 * PATIENCE_SECONDS,
+    )  # fmt: skip
