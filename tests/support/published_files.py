@@ -30,6 +30,7 @@ _OFFICIAL = {our_name(key): key for key in json.loads(_KEYS.read_text())["keys"]
 """Our names to official ones; a small net has fewer of them."""
 
 
+@cache  # made twice, the norms' means may differ in the last bit
 def small_model(name: str) -> Model:
     """The net that stands for a published one."""
     keypoints = 14 if PUBLISHED[name].data == "CrowdPose" else 17
